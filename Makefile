@@ -1,0 +1,59 @@
+# certmill: every command a newcomer needs. `make` alone prints them.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+export PYTHONUNBUFFERED = 1
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check format lock bench bench-ocsp bench-issue load clean
+
+help: ## print this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: $(VENV)/.run ## install what is needed, initialise ./var once, serve until Ctrl-C
+	@deploy/bootstrap softhsm
+	@exec $(BIN)/certmill serve
+
+test: $(VENV)/.dev ## install what is needed, run every test with the coverage gates
+	@deploy/bootstrap softhsm
+	@deploy/coverage-gate $(BIN)/python
+
+check: $(VENV)/.dev ## format, lint, types, import contracts, file sizes
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	@deploy/file-sizes
+
+format: $(VENV)/.dev ## let ruff lay out and mend the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: bench-ocsp bench-issue ## every benchmark
+
+bench-ocsp: $(VENV)/.run ## OCSP worker against nginx (static, return) and aiohttp, ratios
+	@deploy/bootstrap softhsm wrk nginx
+	@$(BIN)/python -m loadtests.bench_ocsp
+
+bench-issue: $(VENV)/.run ## signatures/s inside the issuing pipeline against the raw token
+	@deploy/bootstrap softhsm
+	@$(BIN)/python -m loadtests.bench_issue
+
+load: $(VENV)/.dev ## Locust, headless, against a certmill of its own: issuing and OCSP
+	@deploy/bootstrap softhsm
+	@$(BIN)/python -m loadtests.run_load
+
+lock: $(VENV)/.dev ## resolve the dependencies anew (needs uv on the PATH)
+	uv pip compile -q --upgrade pyproject.toml --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-annotate --no-header -o requirements/run.lock
+	uv pip compile -q --upgrade pyproject.toml --extra dev --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-annotate --no-header -c requirements/run.lock -o requirements/dev.lock
+
+clean: ## remove the environment and build output (never ./var: it holds keys)
+	rm -rf $(VENV) build
+
+$(VENV)/.run: requirements/run.lock pyproject.toml deploy/bootstrap
+	@PYTHON=$(PYTHON) deploy/bootstrap venv $(VENV) requirements/run.lock && touch $@
+
+$(VENV)/.dev: requirements/dev.lock pyproject.toml deploy/bootstrap
+	@PYTHON=$(PYTHON) deploy/bootstrap venv $(VENV) requirements/dev.lock && touch $@ $(VENV)/.run

@@ -1,0 +1,1 @@
+"""The OCSP responder: keyless workers that serve pre-signed responses."""

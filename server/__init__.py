@@ -1,0 +1,1 @@
+"""The certmill application: the authority, its storage, its API, its command line."""

@@ -1,0 +1,1 @@
+"""The `certmill` command line."""

@@ -1,0 +1,1 @@
+"""CA keys and the hierarchy they form."""

@@ -1,0 +1,1 @@
+"""From a revocation request to a revoked answer everywhere."""

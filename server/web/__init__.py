@@ -1,0 +1,1 @@
+"""HTTP: listeners, middleware and the only map from errors to answers."""

@@ -1,0 +1,1 @@
+"""Real tokens, databases, sockets and clients."""

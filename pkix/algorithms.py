@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from pkix.errors import SignatureMismatch, UnsupportedKey
 
 SigningPublicKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey
+SignatureHash = hashes.SHA256 | hashes.SHA384 | hashes.SHA512
 
 
 class KeyAlgorithm(enum.StrEnum):
@@ -36,7 +37,7 @@ class SignatureAlgorithm:
     name: str
     identifier_der: bytes
     hash_name: str
-    hash_algorithm: hashes.HashAlgorithm
+    hash_algorithm: SignatureHash
 
 
 _SHA256, _SHA384, _SHA512 = hashes.SHA256(), hashes.SHA384(), hashes.SHA512()

@@ -1,0 +1,115 @@
+"""PKCS #10 certification requests (RFC 2986): parsed once, checked, then only our own type is used."""
+
+import hashlib
+import ipaddress
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from pkix.errors import MalformedCsr, ProofOfPossessionFailed
+from pkix.keys import SubjectPublicKey, check_subject_key
+
+MAX_CSR_BYTES = 32 * 1024
+_PEM_BEGIN = b"-----BEGIN "
+
+IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CertificationRequest:
+    """A request whose key is acceptable and whose signature has been verified.
+
+    `other_names` counts the subject alternative names that are neither dNSName nor iPAddress.
+    """
+
+    public_key: SubjectPublicKey
+    spki_sha256: bytes
+    subject: x509.Name
+    dns_names: tuple[str, ...]
+    ip_addresses: tuple[IpAddress, ...]
+    other_names: int
+
+
+def parse_csr(data: bytes) -> CertificationRequest:
+    """Parse a PEM or DER request, check its key and verify the proof of possession.
+
+    Raises `MalformedCsr`, `KeyRejected` or `ProofOfPossessionFailed`. Cost: about 150 µs (P-256).
+    """
+    if len(data) > MAX_CSR_BYTES:
+        raise _malformed(f"the request is larger than {MAX_CSR_BYTES} bytes")
+    with _malformed_unless_parsed():
+        csr = _load(data)
+        public_key = csr.public_key()
+    checked = check_subject_key(public_key)
+    with _malformed_unless_parsed():
+        proven = csr.is_signature_valid
+    if not proven:
+        raise ProofOfPossessionFailed(
+            "the signature on the CSR does not verify with the key in it",
+            field="csr",
+            remedy="make the CSR anew with the private key that belongs to it",
+        )
+    with _malformed_unless_parsed():
+        return _read(csr, checked)
+
+
+def _load(data: bytes) -> x509.CertificateSigningRequest:
+    if _PEM_BEGIN in data[:1024]:
+        return x509.load_pem_x509_csr(data)
+    return x509.load_der_x509_csr(data)
+
+
+def _read(csr: x509.CertificateSigningRequest, public_key: SubjectPublicKey) -> CertificationRequest:
+    spki = public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    try:
+        names = csr.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        dns_names: list[str] = []
+        ip_addresses: list[IpAddress] = []
+        total = 0
+    else:
+        dns_names = names.get_values_for_type(x509.DNSName)
+        ip_addresses = [
+            ip
+            for ip in names.get_values_for_type(x509.IPAddress)
+            if isinstance(ip, ipaddress.IPv4Address | ipaddress.IPv6Address)
+        ]
+        total = len(list(names))
+    return CertificationRequest(
+        public_key=public_key,
+        spki_sha256=hashlib.sha256(spki).digest(),
+        subject=csr.subject,
+        dns_names=tuple(dns_names),
+        ip_addresses=tuple(ip_addresses),
+        other_names=total - len(dns_names) - len(ip_addresses),
+    )
+
+
+@contextmanager
+def _malformed_unless_parsed() -> Iterator[None]:
+    """Turn every error that the parser is known to raise, early or on attribute access, into one."""
+    try:
+        yield
+    except (
+        ValueError,
+        TypeError,
+        NotImplementedError,
+        OverflowError,
+        UnsupportedAlgorithm,
+        x509.InvalidVersion,
+        x509.DuplicateExtension,
+        x509.UnsupportedGeneralNameType,
+    ) as error:
+        raise _malformed("the CSR cannot be parsed as PKCS #10") from error
+
+
+def _malformed(detail: str) -> MalformedCsr:
+    return MalformedCsr(
+        detail,
+        field="csr",
+        remedy="send a PKCS #10 request (RFC 2986), PEM or DER, for example from `openssl req -new`",
+    )

@@ -1,0 +1,87 @@
+"""A certificate authority as the rest of the code sees it: its certificate and what it writes into others."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Self
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509.oid import AuthorityInformationAccessOID
+
+from pkix.algorithms import SignatureAlgorithm, SigningPublicKey, signature_algorithm
+from pkix.errors import UnsupportedKey
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Issuer:
+    """An issuing CA: certificate, key and the extensions that every certificate under it shares."""
+
+    certificate: x509.Certificate
+    public_key: SigningPublicKey
+    algorithm: SignatureAlgorithm
+    authority_key_identifier: x509.AuthorityKeyIdentifier
+    authority_information_access: x509.AuthorityInformationAccess
+    crl_distribution_points: x509.CRLDistributionPoints
+
+    @classmethod
+    def of(cls, certificate: x509.Certificate, *, ocsp_url: str, ca_issuers_url: str, crl_url: str) -> Self:
+        """Describe the CA that holds `certificate`; raises `UnsupportedKey`."""
+        public_key = signing_public_key(certificate)
+        ski = certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+        access = [
+            (AuthorityInformationAccessOID.OCSP, ocsp_url),
+            (AuthorityInformationAccessOID.CA_ISSUERS, ca_issuers_url),
+        ]
+        return cls(
+            certificate=certificate,
+            public_key=public_key,
+            algorithm=signature_algorithm(public_key),
+            authority_key_identifier=x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(ski),
+            authority_information_access=x509.AuthorityInformationAccess(
+                [
+                    x509.AccessDescription(method, x509.UniformResourceIdentifier(url))
+                    for method, url in access
+                ]
+            ),
+            crl_distribution_points=crl_distribution_points(crl_url),
+        )
+
+    @property
+    def certificate_der(self) -> bytes:
+        """The CA certificate (DER)."""
+        return self.certificate.public_bytes(Encoding.DER)
+
+    @property
+    def certificate_pem(self) -> str:
+        """The CA certificate (PEM, RFC 7468)."""
+        return self.certificate.public_bytes(Encoding.PEM).decode("ascii")
+
+    def hashes(self, name: str) -> tuple[bytes, bytes]:
+        """Return issuerNameHash and issuerKeyHash under the hash called `name` (RFC 6960 §4.1.1)."""
+        digest = hashlib.new(name, usedforsecurity=False)
+        digest.update(self.certificate.subject.public_bytes())
+        key_digest = hashlib.new(name, usedforsecurity=False)
+        key_digest.update(_key_bits(self.public_key))
+        return digest.digest(), key_digest.digest()
+
+
+def crl_distribution_points(url: str) -> x509.CRLDistributionPoints:
+    """Build the extension with one HTTP URI (RFC 5280 §4.2.1.13)."""
+    point = x509.DistributionPoint([x509.UniformResourceIdentifier(url)], None, None, None)
+    return x509.CRLDistributionPoints([point])
+
+
+def signing_public_key(certificate: x509.Certificate) -> SigningPublicKey:
+    """Return the RSA or EC key of a CA or responder certificate; raises `UnsupportedKey`."""
+    public_key = certificate.public_key()
+    if not isinstance(public_key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey):
+        raise UnsupportedKey(f"no signature algorithm for {type(public_key).__name__}")
+    return public_key
+
+
+def _key_bits(public_key: SigningPublicKey) -> bytes:
+    """Return the value of subjectPublicKey's BIT STRING, which issuerKeyHash is made of."""
+    if isinstance(public_key, rsa.RSAPublicKey):
+        return public_key.public_bytes(Encoding.DER, PublicFormat.PKCS1)
+    return public_key.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)

@@ -39,10 +39,7 @@ class Issuer:
             algorithm=signature_algorithm(public_key),
             authority_key_identifier=x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(ski),
             authority_information_access=x509.AuthorityInformationAccess(
-                [
-                    x509.AccessDescription(method, x509.UniformResourceIdentifier(url))
-                    for method, url in access
-                ]
+                [x509.AccessDescription(method, x509.UniformResourceIdentifier(url)) for method, url in access]
             ),
             crl_distribution_points=crl_distribution_points(crl_url),
         )

@@ -59,9 +59,7 @@ def _lint_fields(read: x509.Certificate, prepared: PreparedCertificate, issuer: 
         read.issuer.public_bytes() == issuer.certificate.subject.public_bytes(),
         "BR 7.1.4.1: issuer is not the CA's subject byte for byte",
     )
-    _require(
-        read.public_key() != issuer.public_key, "BR 6.1.1.3: the subject key is the key of the issuing CA"
-    )
+    _require(read.public_key() != issuer.public_key, "BR 6.1.1.3: the subject key is the key of the issuing CA")
 
 
 def _lint_validity(
@@ -99,8 +97,7 @@ def _lint_extensions(
         "BR 7.1.2.7.10: extended key usage",
     )
     _require(
-        extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value
-        == issuer.authority_key_identifier,
+        extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value == issuer.authority_key_identifier,
         "BR 7.1.2.11.1: authority key identifier",
     )
     _lint_alternative_names(read, extensions, prepared)

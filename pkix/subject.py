@@ -112,9 +112,7 @@ def _attribute(attribute: x509.NameAttribute[str | bytes]) -> x509.NameAttribute
         )
     if attribute.oid == NameOID.COUNTRY_NAME:
         if not _COUNTRY.fullmatch(value):
-            raise _violation(
-                "the country is not two capital letters", remedy="use an ISO 3166-1 code, as C=LA"
-            )
+            raise _violation("the country is not two capital letters", remedy="use an ISO 3166-1 code, as C=LA")
     elif not value.strip() or not value.isprintable() or len(value) > _UPPER_BOUND[short]:
         raise _violation(
             f"subject attribute {short} is empty, too long or has control characters",

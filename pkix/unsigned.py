@@ -86,13 +86,15 @@ def capture_tbs(builder: Builder, public_key: SigningPublicKey, algorithm: Signa
 
     Cost: 40-55 µs.
     """
-    key: _RecordingRsaKey | _RecordingEcKey
-    if isinstance(public_key, rsa.RSAPublicKey):
-        key = _RecordingRsaKey(public_key)
-    else:
-        key = _RecordingEcKey(public_key)
+    key = _recording_key(public_key)
     builder.sign(key, algorithm)
     return TbsDer(key.recorded)
+
+
+def _recording_key(public_key: SigningPublicKey) -> _RecordingRsaKey | _RecordingEcKey:
+    if isinstance(public_key, rsa.RSAPublicKey):
+        return _RecordingRsaKey(public_key)
+    return _RecordingEcKey(public_key)
 
 
 def tlv(tag: int, content: bytes) -> bytes:

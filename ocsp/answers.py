@@ -1,0 +1,121 @@
+"""From the DER of a request to the answer in the store: shared by the fast and the slow path.
+
+One place decides, so both paths say the same. Counters are plain integers; `metrics.py` exports them.
+"""
+
+import enum
+from pathlib import Path
+
+from ocsp.entry import Finisher
+from ocsp.errors import StoreError
+from ocsp.lmdb_store import LmdbReader
+from ocsp.store import ResponseKey, Status
+from pkix.ocsp_request import MALFORMED_REQUEST, TRY_LATER, UNAUTHORIZED
+
+_SHA1_PREFIX = b"\x01"
+_SHA256_PREFIX = b"\x02"
+
+
+class Result(enum.IntEnum):
+    """What was answered; indexes the counters."""
+
+    GOOD = 0
+    REVOKED = 1
+    UNAUTHORIZED = 2
+    TRY_LATER = 3
+    MALFORMED = 4
+    NOT_MODIFIED = 5
+
+
+class Need(enum.Enum):
+    """The authority has to sign this answer first: the certificate is known, this CertID hash is new."""
+
+    FORWARD = enum.auto()
+
+
+Answer = tuple[Result, bytes]
+_BY_STATUS = {Status.GOOD: Result.GOOD, Status.REVOKED: Result.REVOKED}
+
+
+class Answers:
+    """Finds answers in the store of this host, which may not exist yet, or be replaced while we run."""
+
+    def __init__(self, store_path: Path, *, max_age_cap_s: int) -> None:
+        self._store_path = store_path
+        self._reader: LmdbReader | None = None
+        self._prefixes: dict[bytes, bytes] = {}
+        self.finisher = Finisher(max_age_cap_s=max_age_cap_s)
+        self.fast = [0] * len(Result)
+        self.slow = [0] * len(Result)
+        self.stale_refused = 0
+        self.unknown_serials = 0
+
+    def tick(self) -> None:
+        """Once a second: open the store when it appears, follow it when it was replaced, learn its issuers."""
+        self.finisher.tick()
+        try:
+            if self._reader is not None and self._reader.replaced():
+                self.close()
+            if self._reader is None:
+                self._reader = LmdbReader(self._store_path)
+            self._prefixes = self._reader.key_prefixes()
+        except StoreError:
+            self.close()
+
+    def close(self) -> None:
+        """Let go of the store."""
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
+    @property
+    def open(self) -> bool:
+        """Whether there is a store to answer from."""
+        return self._reader is not None
+
+    def generation(self) -> int:
+        """Return the store's generation; -1 without a store, for which nothing may be kept."""
+        return -1 if self._reader is None else self._reader.generation()
+
+    def key(self, issuer_hashes: bytes, serial: bytes) -> ResponseKey | None:
+        """Return where the answer would be; None if the issuer is not ours. `serial`: octets of the INTEGER."""
+        prefix = self._prefixes.get(issuer_hashes)
+        return None if prefix is None else ResponseKey(prefix + serial)
+
+    def answer(self, key: ResponseKey | None) -> Answer | Need:
+        """Return the HTTP answer of this second for a key."""
+        if self._reader is None:
+            return self.try_later()
+        if key is None:
+            return self.unauthorized()
+        try:
+            entry = self._reader.read(key)
+            if entry is None:
+                return self._absent(self._reader, key)
+        except StoreError:
+            self.close()
+            return self.try_later()
+        finished = self.finisher.finish(entry)
+        if finished is None:
+            self.stale_refused += 1
+            return self.try_later()
+        return _BY_STATUS[finished[0]], finished[1]
+
+    def _absent(self, reader: LmdbReader, key: ResponseKey) -> Answer | Need:
+        """Tell "never issued" from "never asked with SHA-256": the SHA-1 answer is there from the start."""
+        if key[:1] == _SHA256_PREFIX and reader.read(ResponseKey(_SHA1_PREFIX + key[1:])) is not None:
+            return Need.FORWARD
+        return self.unauthorized()
+
+    def unauthorized(self) -> Answer:
+        """Answer for a certificate that was never issued here (RFC 9919 §3.2.3): counted, it may be an attack."""
+        self.unknown_serials += 1
+        return Result.UNAUTHORIZED, self.finisher.error(UNAUTHORIZED)
+
+    def try_later(self) -> Answer:
+        """Answer when there is nothing that may be served (RFC 6960 §2.3)."""
+        return Result.TRY_LATER, self.finisher.error(TRY_LATER)
+
+    def malformed(self) -> Answer:
+        """Answer bytes that are no request."""
+        return Result.MALFORMED, self.finisher.error(MALFORMED_REQUEST)

@@ -1,0 +1,179 @@
+"""The response store of one host: LMDB, written by the authority, read by every worker.
+
+A publication is durable before the generation moves, and the generation moves before `publish` returns. If the
+writer dies between the two, workers notice at the latest with the next second, for which they read anew.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+import lmdb
+
+from ocsp.entry import pack, unpack
+from ocsp.errors import StoreError, StoreFull
+from ocsp.generation import Generation
+from ocsp.store import IssuerTag, ResponseKey, StoredResponse, key_prefix
+
+T = TypeVar("T")
+_ISSUER = b"\x00"
+_SHA1_OCTETS = 40
+
+
+class LmdbStore:
+    """The writing side; an async context manager. Blocking work happens in one thread of its own."""
+
+    def __init__(self, directory: Path, *, max_bytes: int) -> None:
+        self._directory = directory
+        self._max_bytes = max_bytes
+
+    async def __aenter__(self) -> Self:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="response-store")
+        try:
+            await self._in_thread(self._open)
+        except BaseException:
+            self._thread.shutdown()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._in_thread(self._close)
+        self._thread.shutdown()
+
+    async def publish(self, responses: Sequence[tuple[ResponseKey, StoredResponse]]) -> None:
+        """Merge the responses, see `ResponseStore`."""
+        await self._in_thread(self._publish, responses)
+
+    async def get(self, key: ResponseKey) -> StoredResponse | None:
+        """Return what is stored, see `ResponseStore`."""
+        return (await self.get_many([key]))[0]
+
+    async def get_many(self, keys: Sequence[ResponseKey]) -> list[StoredResponse | None]:
+        """Return what is stored under each key: one hop to the thread for all of them."""
+        return await self._in_thread(self._get_many, keys)
+
+    async def remove_many(self, keys: Sequence[ResponseKey]) -> None:
+        """Forget the answers, see `ResponseStore`."""
+        await self._in_thread(self._remove_many, keys)
+
+    async def put_issuer(self, tag: IssuerTag, *, sha1: tuple[bytes, bytes], sha256: tuple[bytes, bytes]) -> None:
+        """Register an issuer, see `ResponseStore`."""
+        await self._in_thread(self._put, _ISSUER + tag, b"".join((*sha1, *sha256)))
+
+    async def _in_thread(self, work: Callable[..., T], *arguments: object) -> T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
+        except lmdb.MapFullError:
+            raise StoreFull(
+                f"response store {self._directory} is full at {self._max_bytes} bytes: raise ocsp.store_max_gib"
+            ) from None
+        except (lmdb.Error, OSError) as error:
+            raise StoreError(f"response store {self._directory}: {error}") from error
+
+    def _open(self) -> None:
+        self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._env = lmdb.open(str(self._directory), map_size=self._max_bytes, mode=0o600)
+        self._env.reader_check()  # slots of workers that were killed
+        self._generation = Generation(self._directory / "generation", writable=True)
+        self._generation.bump()
+
+    def _close(self) -> None:
+        self._generation.close()
+        self._env.close()
+
+    def _publish(self, responses: Sequence[tuple[ResponseKey, StoredResponse]]) -> None:
+        with self._env.begin(write=True) as transaction:
+            for key, response in responses:
+                present = transaction.get(key)
+                if present is None or _supersedes(response, unpack(present)):
+                    transaction.put(key, pack(response))
+        self._generation.bump()
+
+    def _get_many(self, keys: Sequence[ResponseKey]) -> list[StoredResponse | None]:
+        with self._env.begin() as transaction:
+            entries = [transaction.get(key) for key in keys]
+        return [None if entry is None else unpack(entry) for entry in entries]
+
+    def _remove_many(self, keys: Sequence[ResponseKey]) -> None:
+        with self._env.begin(write=True) as transaction:
+            for key in keys:
+                transaction.delete(key)
+        self._generation.bump()
+
+    def _put(self, key: bytes, value: bytes) -> None:
+        with self._env.begin(write=True) as transaction:
+            transaction.put(key, value)
+        self._generation.bump()
+
+
+def _supersedes(new: StoredResponse, present: StoredResponse) -> bool:
+    return (new.status, new.this_update) >= (present.status, present.this_update)
+
+
+class LmdbReader:
+    """The reading side of one worker. Raises `StoreError` if there is no store yet, or it was replaced."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        try:
+            self._generation = Generation(directory / "generation", writable=False)
+        except (OSError, ValueError) as error:
+            raise StoreError(f"no response store at {directory}: {error}") from error
+        try:
+            self._env = lmdb.open(str(directory), readonly=True, create=False)
+            self._identity = self._inode()
+        except (lmdb.Error, OSError) as error:
+            self._generation.close()
+            raise StoreError(f"response store {directory}: {error}") from error
+
+    def generation(self) -> int:
+        """Return a number that changes with every publication."""
+        return self._generation.value()
+
+    def read(self, key: ResponseKey) -> bytes | None:
+        """Return the entry under `key` as of now. Cost: about 2 µs."""
+        try:
+            transaction = self._env.begin()
+            try:
+                entry: bytes | None = transaction.get(key)
+            finally:
+                transaction.abort()
+        except lmdb.Error as error:
+            raise StoreError(f"response store {self._directory}: {error}") from error
+        return entry
+
+    def key_prefixes(self) -> dict[bytes, bytes]:
+        """Map issuer hashes to key prefixes, see `ResponseReader`."""
+        prefixes: dict[bytes, bytes] = {}
+        try:
+            with self._env.begin() as transaction, transaction.cursor() as cursor:
+                if cursor.set_range(_ISSUER):
+                    for key, hashes in cursor:
+                        if not key.startswith(_ISSUER):
+                            break
+                        tag = IssuerTag(key[1:])
+                        prefixes[hashes[:_SHA1_OCTETS]] = key_prefix(tag, "sha1")
+                        prefixes[hashes[_SHA1_OCTETS:]] = key_prefix(tag, "sha256")
+        except lmdb.Error as error:
+            raise StoreError(f"response store {self._directory}: {error}") from error
+        return prefixes
+
+    def replaced(self) -> bool:
+        """Say whether the files are not those that were opened: the store was deleted and made anew."""
+        return self._inode() != self._identity
+
+    def close(self) -> None:
+        """Release files and memory."""
+        self._env.close()
+        self._generation.close()
+
+    def _inode(self) -> tuple[int, int]:
+        try:
+            return (self._directory / "data.mdb").stat().st_ino, (self._directory / "generation").stat().st_ino
+        except OSError:
+            return (0, 0)

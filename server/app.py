@@ -1,0 +1,215 @@
+"""The only place that wires things together: what `certmill authority` is made of, opened in one stack."""
+
+import datetime as dt
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from cryptography import x509
+from prometheus_client import CollectorRegistry
+from structlog.typing import FilteringBoundLogger
+
+from ocsp.lmdb_store import LmdbStore
+from ocsp.presigner import Presigner
+from ocsp.store import IssuerTag, issuer_tag
+from pkix.issuer import Issuer
+from pkix.ocsp_response import Responder
+from server.auth.clients import ClientRegistry
+from server.clock import Clock, epoch
+from server.config import Config
+from server.ground import Ground
+from server.home import Home, exclusive, write_file
+from server.issuance.service import IssuanceService
+from server.keys.hierarchy import ISSUING, OCSP, ROOT, Hierarchy, HierarchyBuilder
+from server.keys.own_certificates import OwnCertificates
+from server.metrics import AuthorityMetrics
+from server.revocation.crl_publisher import CrlPublisher
+from server.revocation.service import RevocationService
+from server.status.publisher import StatusPublisher
+from server.status.reconciler import Reconciler
+from server.status.refresher import Refresher
+from server.storage.database import Database
+from signer_pool.lane import LaneConfig
+from signer_pool.pool import SignerPool
+
+_GIB = 2**30
+_ROOT_CRL_VALIDITY = dt.timedelta(days=180)
+_ROOT_CRL_INTERVAL = dt.timedelta(days=30)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """The opened parts of an authority."""
+
+    config: Config
+    home: Home
+    clock: Clock
+    logger: FilteringBoundLogger
+    registry: CollectorRegistry
+    metrics: AuthorityMetrics
+    pool: SignerPool
+    database: Database
+    hierarchy: Hierarchy
+    builder: HierarchyBuilder
+    clients: ClientRegistry
+    publisher: StatusPublisher
+    issuance: IssuanceService
+    revocation: RevocationService
+    own: OwnCertificates
+    crl_publishers: Sequence[CrlPublisher]
+    refresher: Refresher
+    reconciler: Reconciler
+
+
+@asynccontextmanager
+async def open_parts(
+    config: Config, lanes: Sequence[LaneConfig], *, clock: Clock, logger: FilteringBoundLogger
+) -> AsyncIterator[Parts]:
+    """Open everything, make what is missing of the hierarchy, and recover from a crash.
+
+    The database is at the current schema. Raises `ServerError`, `SignerPoolError` or `OcspError`.
+    """
+    home = Home(config.home)
+    registry = CollectorRegistry()
+    metrics = AuthorityMetrics(registry)
+    async with AsyncExitStack() as stack:
+        stack.enter_context(exclusive(home))
+        files = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="files"))
+        pool = await stack.enter_async_context(
+            SignerPool(
+                lanes=lanes, registry=registry, logger=logger, batch_deadline_s=config.token.batch_deadline_s
+            )
+        )
+        database = await stack.enter_async_context(Database(home.database))
+        ground = Ground(database=database, clock=clock, metrics=metrics, logger=logger)
+        store = await stack.enter_async_context(
+            LmdbStore(home.response_store, max_bytes=config.ocsp.store_max_gib * _GIB)
+        )
+        builder = HierarchyBuilder(config=config, pool=pool, database=database, clock=clock)
+        hierarchy = await builder.ensure()
+        _publish_ca_certificates(home, hierarchy)
+        tag = await _register_issuer(store, hierarchy.issuing)
+        presigner = await _presigner(
+            config=config,
+            builder=builder,
+            issuing=hierarchy.issuing,
+            pool=pool,
+            tag=tag,
+            clock=clock,
+        )
+        metrics.responder_not_after.set(epoch(presigner.responder.certificate.not_valid_after_utc))
+        publisher = StatusPublisher(issuer_label=ISSUING, presigner=presigner, store=store, ground=ground)
+        issuance = await stack.enter_async_context(
+            IssuanceService(
+                issuer=hierarchy.issuing,
+                issuer_label=ISSUING,
+                key_label=ISSUING,
+                pool=pool,
+                publisher=publisher,
+                settings=config.issuance,
+                ground=ground,
+            )
+        )
+        issuing_crl = CrlPublisher(
+            issuer=hierarchy.issuing,
+            issuer_label=ISSUING,
+            key_label=ISSUING,
+            path=home.public / "crl" / "issuing.crl",
+            files=files,
+            pool=pool,
+            validity=dt.timedelta(hours=config.crl.validity_h),
+            interval=dt.timedelta(hours=config.crl.interval_h),
+            debounce_s=config.crl.debounce_s,
+            ground=ground,
+        )
+        root_crl = CrlPublisher(
+            issuer=hierarchy.root,
+            issuer_label=ROOT,
+            key_label=ROOT,
+            path=home.public / "crl" / "root.crl",
+            files=files,
+            pool=pool,
+            validity=_ROOT_CRL_VALIDITY,
+            interval=_ROOT_CRL_INTERVAL,
+            debounce_s=config.crl.debounce_s,
+            ground=ground,
+        )
+        parts = Parts(
+            config=config,
+            home=home,
+            clock=clock,
+            logger=logger,
+            registry=registry,
+            metrics=metrics,
+            pool=pool,
+            database=database,
+            hierarchy=hierarchy,
+            builder=builder,
+            clients=ClientRegistry(database, clock, issuer_label=ISSUING),
+            publisher=publisher,
+            issuance=issuance,
+            revocation=RevocationService(publisher=publisher, crl_publisher=issuing_crl, ground=ground),
+            own=OwnCertificates(home=home, issuing=hierarchy.issuing, issuance=issuance, clock=clock),
+            crl_publishers=(root_crl, issuing_crl),
+            refresher=Refresher(publisher=publisher, store=store, ground=ground),
+            reconciler=Reconciler(publisher=publisher, store=store, ground=ground),
+        )
+        await _recover(parts)
+        yield parts
+
+
+async def _recover(parts: Parts) -> None:
+    """Finish or close what a crash interrupted, before anybody can call."""
+    await parts.issuance.recover()
+    await parts.reconciler.reconcile()
+    await parts.own.ensure_api(parts.config.listen.api_names)
+    await parts.own.ensure_demo(parts.clients)
+
+
+async def renew_responder(parts: Parts) -> None:
+    """Let the presigner use a fresh responder certificate when the present one nears its end."""
+    certificate = await parts.builder.ensure_responder(parts.hierarchy.issuing)
+    parts.publisher.presigner.responder = _responder(certificate, parts.hierarchy.issuing)
+    parts.metrics.responder_not_after.set(epoch(certificate.not_valid_after_utc))
+
+
+async def _presigner(
+    *,
+    config: Config,
+    builder: HierarchyBuilder,
+    issuing: Issuer,
+    pool: SignerPool,
+    tag: IssuerTag,
+    clock: Clock,
+) -> Presigner:
+    return Presigner(
+        pool=pool,
+        responder=_responder(await builder.ensure_responder(issuing), issuing),
+        key_label=OCSP,
+        issuer_tag=tag,
+        validity=dt.timedelta(hours=config.ocsp.validity_h),
+        clock=clock,
+    )
+
+
+def _responder(certificate: x509.Certificate, issuing: Issuer) -> Responder:
+    return Responder.of(certificate, {"sha1": issuing.hashes("sha1"), "sha256": issuing.hashes("sha256")})
+
+
+async def _register_issuer(store: LmdbStore, issuing: Issuer) -> IssuerTag:
+    """Tell the workers which CertID hashes mean this CA."""
+    tag = issuer_tag(issuing.certificate_der)
+    await store.put_issuer(tag, sha1=issuing.hashes("sha1"), sha256=issuing.hashes("sha256"))
+    return tag
+
+
+def _publish_ca_certificates(home: Home, hierarchy: Hierarchy) -> None:
+    """Write the CA certificates where clients fetch them (AIA) and where people look for them."""
+    root, issuing = hierarchy.root, hierarchy.issuing
+    for label, issuer in ((ROOT, root), (ISSUING, issuing)):
+        pem = issuer.certificate_pem.encode()
+        write_file(home.public / "ca" / f"{label}.cer", issuer.certificate_der)
+        write_file(home.public / "ca" / f"{label}.pem", pem)
+        write_file(home.ca / f"{label}.pem", pem)
+    write_file(home.ca / "chain.pem", (issuing.certificate_pem + root.certificate_pem).encode())

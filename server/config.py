@@ -1,0 +1,217 @@
+"""Settings: one `certmill.toml`, overridden by `CERTMILL_SECTION_KEY` variables.
+
+Every setting, its unit and its default stand in `certmill.toml` beside this module; `certmill init` writes
+that file into the home directory.
+"""
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import msgspec
+from msgspec import Meta
+
+from pkix.algorithms import KeyAlgorithm
+from server.errors import ConfigError
+
+Count = Annotated[int, Meta(ge=1, le=1_000_000)]
+Hours = Annotated[int, Meta(ge=1, le=24 * 366)]
+Url = Annotated[str, Meta(pattern=r"^https?://[^\s/]+(/[^\s]*[^\s/])?$", max_length=200)]
+_RESERVED_VARIABLES = {"CERTMILL_HOME", "CERTMILL_CONFIG"}
+_LAST_PORT = 65535
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of the sections: immutable, no unknown key."""
+
+
+class Address:
+    """A host and a TCP port; written `host:port`, IPv6 hosts in brackets."""
+
+    __slots__ = ("host", "port")
+
+    def __init__(self, host: str, port: int) -> None:
+        self.host = host
+        self.port = port
+
+    @classmethod
+    def parse(cls, text: object) -> Self:
+        """Parse `host:port` or `[ipv6]:port`; raises ValueError."""
+        match = re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[^\[\]:\s]+):(\d{1,5})", str(text))
+        if not match or int(match[2]) > _LAST_PORT:
+            raise ValueError("Expected host:port, for example 127.0.0.1:8443")
+        return cls(match[1].strip("[]"), int(match[2]))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Address) and (self.host, self.port) == (other.host, other.port)
+
+    def __hash__(self) -> int:
+        return hash((self.host, self.port))
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class ListenSection(Section, frozen=True, kw_only=True):
+    """Where certmill listens, and the public URL written into certificates."""
+
+    api: Address = Address("127.0.0.1", 8443)
+    public: Address = Address("127.0.0.1", 8080)
+    admin: Address = Address("127.0.0.1", 9090)
+    public_url: Url = "http://127.0.0.1:8080"
+    api_names: tuple[str, ...] = ("localhost", "127.0.0.1", "::1")
+    max_body_bytes: Annotated[int, Meta(ge=4096, le=16 * 2**20)] = 256 * 1024
+    body_deadline_s: Annotated[float, Meta(gt=0, le=300)] = 10.0
+    request_deadline_s: Annotated[float, Meta(gt=0, le=300)] = 30.0
+
+
+class CaSection(Section, frozen=True, kw_only=True):
+    """The hierarchy that `certmill init` makes."""
+
+    organization: Annotated[str, Meta(min_length=1, max_length=64)] = "certmill demonstration"
+    country: Annotated[str, Meta(pattern="^[A-Z]{2}$")] = "LA"
+    root_key: KeyAlgorithm = KeyAlgorithm.EC_P384
+    issuing_key: KeyAlgorithm = KeyAlgorithm.EC_P256
+    ocsp_key: KeyAlgorithm = KeyAlgorithm.EC_P256
+    root_years: Annotated[int, Meta(ge=2, le=30)] = 20
+    issuing_years: Annotated[int, Meta(ge=1, le=20)] = 10
+
+
+class TokenSection(Section, frozen=True, kw_only=True):
+    """The HSM: a PKCS #11 module and token, or software keys."""
+
+    kind: Literal["auto", "pkcs11", "software"] = "auto"
+    module: str = ""
+    label: Annotated[str, Meta(min_length=1, max_length=32)] = "certmill"
+    pin_file: str = ""
+    lanes: Annotated[int, Meta(ge=1, le=64)] = 1
+    batch_deadline_s: Annotated[float, Meta(gt=0, le=300)] = 10.0
+
+
+class IssuanceSection(Section, frozen=True, kw_only=True):
+    """Micro-batches: how large, how old, how many at a time."""
+
+    batch_size: Annotated[int, Meta(ge=1, le=1000)] = 64
+    batch_age_ms: Annotated[float, Meta(ge=0, le=1000)] = 2.0
+    batches_in_flight: Annotated[int, Meta(ge=1, le=64)] = 4
+    queue_limit: Count = 5000
+    backdate_s: Annotated[int, Meta(ge=0, le=47 * 3600)] = 300
+
+
+class OcspSection(Section, frozen=True, kw_only=True):
+    """The responder: how many workers, how long an answer lives."""
+
+    workers: Annotated[int, Meta(ge=1, le=64)] = 1
+    validity_h: Annotated[int, Meta(ge=16, le=168)] = 96
+    max_age_s: Annotated[int, Meta(ge=0, le=86400)] = 3600
+    max_connections: Count = 10_000
+    store_max_gib: Annotated[int, Meta(ge=1, le=4096)] = 8
+
+
+class CrlSection(Section, frozen=True, kw_only=True):
+    """Certificate revocation lists."""
+
+    validity_h: Annotated[int, Meta(ge=24, le=240)] = 168
+    interval_h: Annotated[int, Meta(ge=1, le=24)] = 24
+    debounce_s: Annotated[float, Meta(ge=0, le=300)] = 0.5
+
+
+class LogSection(Section, frozen=True, kw_only=True):
+    """Logs: JSON lines to standard error, or text for people."""
+
+    format: Literal["auto", "json", "text"] = "auto"
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Config(Section, frozen=True, kw_only=True):
+    """All settings. `home` holds everything that certmill writes."""
+
+    home: Path
+    listen: ListenSection = ListenSection()
+    ca: CaSection = CaSection()
+    token: TokenSection = TokenSection()
+    issuance: IssuanceSection = IssuanceSection()
+    ocsp: OcspSection = OcspSection()
+    crl: CrlSection = CrlSection()
+    log: LogSection = LogSection()
+
+    def __post_init__(self) -> None:
+        if self.crl.interval_h >= self.crl.validity_h:
+            raise ValueError("crl.interval_h must be smaller than crl.validity_h")
+
+
+def load_config(environ: Mapping[str, str]) -> Config:
+    """Read the settings; raises `ConfigError`.
+
+    Home: `CERTMILL_HOME`, else `./var`. File: `CERTMILL_CONFIG`, else `certmill.toml` in the home, if there.
+    """
+    home = Path(environ.get("CERTMILL_HOME") or "var").resolve()
+    named = environ.get("CERTMILL_CONFIG")
+    path = Path(named) if named else home / "certmill.toml"
+    tree: dict[str, Any] = {}
+    if named or path.exists():
+        tree = _read_toml(path)
+    _overlay(tree, environ)
+    if "home" in tree:
+        raise ConfigError("setting home: set the variable CERTMILL_HOME instead")
+    try:
+        return msgspec.convert({**tree, "home": str(home)}, Config, strict=False, dec_hook=_decode_special)
+    except msgspec.ValidationError as error:
+        raise ConfigError(_explain(error, path)) from None
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file (named by CERTMILL_CONFIG)") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+
+
+def _overlay(tree: dict[str, Any], environ: Mapping[str, str]) -> None:
+    """Put `CERTMILL_SECTION_KEY` variables over the file's settings."""
+    sections = {f.name for f in msgspec.structs.fields(Config)} - {"home"}
+    for name, value in environ.items():
+        if not name.startswith("CERTMILL_") or name in _RESERVED_VARIABLES:
+            continue
+        section, _, key = name.removeprefix("CERTMILL_").lower().partition("_")
+        if section not in sections or not key:
+            raise ConfigError(f"variable {name}: no such setting (CERTMILL_SECTION_KEY, see certmill.toml)")
+        table = tree.setdefault(section, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"setting {section}: must be a [section], not a value")
+        table[key] = value.split(",") if key == "api_names" else value
+
+
+def _decode_special(kind: type, value: object) -> object:
+    return Address.parse(value) if kind is Address else Path(str(value))
+
+
+def _explain(error: msgspec.ValidationError, path: Path) -> str:
+    text = str(error)
+    reason, _, where = text.partition(" - at `$.")
+    setting = where.rstrip("`")
+    if not setting:
+        match = re.search(r"unknown field `(\w+)`", text)
+        setting = match[1] if match else "certmill.toml"
+    variable = "CERTMILL_" + setting.replace(".", "_").upper()
+    return f"setting {setting}: {reason} (in {path} or {variable})"
+
+
+def default_toml() -> str:
+    """Return the documented settings file, every line of it a comment until somebody changes it."""
+    return Path(__file__).with_name("certmill.toml").read_text("utf-8")
+
+
+def environment() -> Mapping[str, str]:
+    """Return the process environment; the one place that reads it."""
+    return os.environ

@@ -1,0 +1,80 @@
+"""What the REST API says and hears: the wire types, which the OpenAPI document is made from."""
+
+import datetime as dt
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from pkix.crl import RevocationReason
+
+Pem = Annotated[str, Meta(max_length=65536, description="PEM (RFC 7468)")]
+Serial = Annotated[
+    str, Meta(pattern="^[0-9a-f]{2,40}$", description="Serial number, lower-case hex", examples=["5f1c"])
+]
+Status = Literal["good", "revoked", "expired"]
+
+
+class CertificateRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A request for one certificate."""
+
+    profile: Annotated[str, Meta(max_length=64, description="Name of a profile", examples=["tls-server"])]
+    csr: Annotated[str, Meta(max_length=65536, description="PKCS #10 request (RFC 2986), PEM")]
+    validity_days: (
+        Annotated[int, Meta(ge=1, le=3660, description="Shortens the profile's validity; days")] | None
+    ) = None
+
+
+class Certificate(msgspec.Struct, frozen=True, kw_only=True):
+    """A certificate and its status."""
+
+    serial: Serial
+    status: Status
+    profile: Annotated[str, Meta(description="Profile and version", examples=["tls-server@1"])]
+    subject: Annotated[str, Meta(description="Subject (RFC 4514)")]
+    dns_names: list[str]
+    not_before: dt.datetime
+    not_after: Annotated[dt.datetime, Meta(description="Last valid second")]
+    certificate: Pem
+    chain: Annotated[list[Pem], Meta(description="Issuing CA first; the root is not in it")]
+    revoked_at: dt.datetime | None = None
+    revocation_reason: RevocationReason | None = None
+
+
+class CertificateList(msgspec.Struct, frozen=True, kw_only=True):
+    """One page of certificates, newest first."""
+
+    certificates: list[Certificate]
+    next_cursor: Annotated[
+        str | None, Meta(description="Pass as `cursor` for the next page; null on the last one")
+    ] = None
+
+
+class RevocationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Why a certificate is revoked (RFC 5280 §5.3.1). A revocation is for ever."""
+
+    reason: RevocationReason = RevocationReason.UNSPECIFIED
+
+
+class RevocationAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """A durable revocation."""
+
+    serial: Serial
+    revoked_at: dt.datetime
+    reason: RevocationReason
+    ocsp: Annotated[
+        Literal["revoked", "pending"],
+        Meta(description="pending: no HSM answers; OCSP says tryLater until one does, and never good"),
+    ]
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What went wrong and what to do about it (RFC 9457, `application/problem+json`)."""
+
+    type: Annotated[str, Meta(description="Identifies the kind of problem; read on at this URI")]
+    title: str
+    status: Annotated[int, Meta(description="The HTTP status, repeated")]
+    detail: str
+    instance: Annotated[str, Meta(description="urn:request: and the request id; quote it when you ask us")]
+    remedy: Annotated[str | None, Meta(description="What the caller can do")] = None
+    field: Annotated[str | None, Meta(description="The part of the request that is to blame")] = None

@@ -1,0 +1,103 @@
+"""One certificate for one idempotency key, whatever the number of calls, their timing and our crashes."""
+
+import asyncio
+import dataclasses
+import hmac
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Self
+
+from pkix.names import SerialNumber
+from server.clock import Clock, epoch, from_epoch
+from server.errors import IdempotencyConflict
+from server.issuance.order import IssuedCertificate, Order
+from server.issuance.records import IssuanceRecords
+from server.metrics import AuthorityMetrics
+from server.storage.schema import State
+
+Issue = Callable[[Order], Awaitable[IssuedCertificate]]
+Slot = tuple[str, str]
+
+
+class IdempotencyKeys:
+    """Calls with the same key join the one in flight; later ones are answered from the database.
+
+    The work for a key is a task of its own: a caller who gives up does not end it, so that nobody can slip
+    in a second certificate between the first caller's patience and the first certificate.
+    """
+
+    def __init__(self, records: IssuanceRecords, metrics: AuthorityMetrics, clock: Clock) -> None:
+        self._records = records
+        self._metrics = metrics
+        self._clock = clock
+        self._tasks = asyncio.TaskGroup()
+        self._in_flight: dict[Slot, tuple[bytes, asyncio.Future[IssuedCertificate]]] = {}
+
+    async def __aenter__(self) -> Self:
+        await self._tasks.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._tasks.__aexit__(kind, error, trace)
+
+    async def once(self, order: Order, issue: Issue) -> IssuedCertificate:
+        """Return the certificate of this key, issuing it if there is none yet.
+
+        Raises `IdempotencyConflict` if the key was used with another request, and what `issue` raises.
+        """
+        key = order.idempotency_key
+        if key is None:
+            return await issue(order)
+        slot = (order.client.name, key)
+        running = self._in_flight.get(slot)
+        if running is not None:
+            fingerprint, future = running
+            _require_same(order, fingerprint)
+            self._metrics.idempotent_replays.inc()
+            return dataclasses.replace(await asyncio.shield(future), replayed=True)
+        future = asyncio.get_running_loop().create_future()
+        self._in_flight[slot] = (order.fingerprint(), future)
+        self._tasks.create_task(self._work(slot, order, issue, future))
+        return await asyncio.shield(future)
+
+    async def _work(
+        self, slot: Slot, order: Order, issue: Issue, future: asyncio.Future[IssuedCertificate]
+    ) -> None:
+        try:
+            future.set_result(await self._from_database(order, slot[1]) or await issue(order))
+        except Exception as error:
+            future.set_exception(error)
+            future.exception()  # retrieved: every caller may have gone
+        finally:
+            future.cancel()  # no effect once it has a result; else the callers learn that we stop
+            del self._in_flight[slot]
+
+    async def _from_database(self, order: Order, key: str) -> IssuedCertificate | None:
+        row = await self._records.find_key(order.client.name, key)
+        if row is None:
+            return None
+        _require_same(order, row.request_sha256)
+        if row.state != State.ISSUED:
+            # An intent of ours that failed and could not be closed then. It is not in flight: close it now.
+            await self._records.abandon_serial(row.serial, epoch(self._clock()))
+            return None
+        self._metrics.idempotent_replays.inc()
+        return IssuedCertificate(
+            serial=SerialNumber(int(row.serial, 16)),
+            certificate_der=row.der,
+            profile=row.profile,
+            not_before=from_epoch(row.not_before),
+            not_after=from_epoch(row.not_after),
+            replayed=True,
+        )
+
+
+def _require_same(order: Order, fingerprint: bytes) -> None:
+    if not hmac.compare_digest(order.fingerprint(), fingerprint):
+        raise IdempotencyConflict(
+            "this idempotency key was used before with another request",
+            field="Idempotency-Key",
+            remedy="use a new key for a new request; repeat a request with its key unchanged",
+        )

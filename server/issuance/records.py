@@ -1,0 +1,148 @@
+"""The two transactions of issuing, and what recovery does with intents that were never finished."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import bindparam, delete, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from pkix.names import CertificateDer, serial_hex
+from server.audit.log import AuditEntry, append
+from server.clock import epoch
+from server.errors import StorageError
+from server.issuance.order import PreparedOrder
+from server.status import schedule
+from server.storage.database import AnyRow, Database
+from server.storage.schema import State, certificates, idempotency_keys
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """A signed certificate and the schedule row of its OCSP response."""
+
+    prepared: PreparedOrder
+    certificate_der: CertificateDer
+    ocsp_row: dict[str, object]
+
+
+class IssuanceRecords:
+    """Reads and writes the rows of one issuer's certificates."""
+
+    def __init__(self, database: Database, issuer_label: str) -> None:
+        self._database = database
+        self._issuer = issuer_label
+
+    async def record_intents(self, batch: Sequence[PreparedOrder], now: int) -> None:
+        """Step 4: serials, TBS digests, profile versions, clients, audit entries: all durable, or nothing.
+
+        Raises `IntegrityError` if a serial or an idempotency key exists already.
+        """
+        keys = [self._key_row(p, now) for p in batch if p.order.idempotency_key is not None]
+        async with self._database.write() as connection:
+            await connection.execute(insert(certificates), [self._intent_row(p, now) for p in batch])
+            if keys:
+                await connection.execute(insert(idempotency_keys), keys)
+            await append(connection, now, [_audit(p, "certificate.intent") for p in batch])
+
+    async def record_issued(self, batch: Sequence[Finished], now: int) -> None:
+        """Step 7: certificates, OCSP due dates and audit entries: all durable, or nothing."""
+        c = certificates.c
+        statement = (
+            update(certificates)
+            .where(c.issuer == self._issuer, c.serial == bindparam("the_serial"), c.state == State.INTENT)
+            .values(state=State.ISSUED, der=bindparam("the_der"))
+        )
+        rows = [
+            {"the_serial": serial_hex(f.prepared.certificate.serial), "the_der": f.certificate_der} for f in batch
+        ]
+        async with self._database.write() as connection:
+            result = await connection.execute(statement, rows)
+            if result.rowcount != len(rows):
+                raise StorageError("an intent of this batch is gone: nothing of it is released")
+            await schedule.record(connection, [f.ocsp_row for f in batch])
+            await append(connection, now, [_audit(f.prepared, "certificate.issued") for f in batch])
+
+    async def abandon(self, batch: Sequence[PreparedOrder], now: int) -> None:
+        """Close the intents of a failed batch, free their idempotency keys; rows that were issued stay."""
+        serials = [serial_hex(p.certificate.serial) for p in batch]
+        async with self._database.write() as connection:
+            await _abandon(connection, self._issuer, serials, now)
+
+    async def abandon_left_over(self, now: int) -> int:
+        """Close every open intent: at start, before the first call, nobody else can be working on one."""
+        c = certificates.c
+        query = select(c.serial).where(c.issuer == self._issuer, c.state == State.INTENT)
+        async with self._database.write() as connection:
+            serials = list((await connection.execute(query)).scalars())
+            await _abandon(connection, self._issuer, serials, now)
+        return len(serials)
+
+    async def find_key(self, client: str, key: str) -> AnyRow | None:
+        """Return what an idempotency key was used for: request digest, serial, state and certificate."""
+        c, k = certificates.c, idempotency_keys.c
+        query = (
+            select(k.request_sha256, c.serial, c.state, c.der, c.profile, c.not_before, c.not_after)
+            .join(certificates, (c.issuer == k.issuer) & (c.serial == k.serial))
+            .where(k.client == client, k.key == key)
+        )
+        async with self._database.read() as connection:
+            return (await connection.execute(query)).one_or_none()
+
+    async def abandon_serial(self, serial: str, now: int) -> None:
+        """Close one open intent."""
+        async with self._database.write() as connection:
+            await _abandon(connection, self._issuer, [serial], now)
+
+    def _intent_row(self, prepared: PreparedOrder, now: int) -> dict[str, object]:
+        certificate, order = prepared.certificate, prepared.order
+        return {
+            "issuer": self._issuer,
+            "serial": serial_hex(certificate.serial),
+            "state": State.INTENT,
+            "profile": certificate.profile.identity,
+            "client": order.client.name,
+            "request_id": order.request_id,
+            "subject": certificate.subject,
+            "dns_names": list(certificate.dns_names),
+            "tbs_sha256": certificate.tbs_sha256,
+            "spki_sha256": certificate.spki_sha256,
+            "not_before": epoch(certificate.not_before),
+            "not_after": epoch(certificate.not_after),
+            "created_at": now,
+        }
+
+    def _key_row(self, prepared: PreparedOrder, now: int) -> dict[str, object]:
+        order = prepared.order
+        return {
+            "client": order.client.name,
+            "key": order.idempotency_key,
+            "request_sha256": order.fingerprint(),
+            "issuer": self._issuer,
+            "serial": serial_hex(prepared.certificate.serial),
+            "created_at": now,
+        }
+
+
+async def _abandon(connection: AsyncConnection, issuer: str, serials: Sequence[str], now: int) -> None:
+    c, k = certificates.c, idempotency_keys.c
+    for serial in serials:
+        closed = await connection.execute(
+            update(certificates)
+            .where(c.issuer == issuer, c.serial == serial, c.state == State.INTENT)
+            .values(state=State.ABANDONED)
+        )
+        if closed.rowcount:
+            await connection.execute(delete(idempotency_keys).where(k.issuer == issuer, k.serial == serial))
+            entry = AuditEntry(actor="certmill", action="certificate.abandoned", object=serial, request_id="-")
+            await append(connection, now, [entry])
+
+
+def _audit(prepared: PreparedOrder, action: str) -> AuditEntry:
+    certificate = prepared.certificate
+    return AuditEntry(
+        actor=prepared.order.client.name,
+        action=action,
+        object=serial_hex(certificate.serial),
+        request_id=prepared.order.request_id,
+        detail={"profile": certificate.profile.identity, "tbs_sha256": certificate.tbs_sha256.hex()},
+    )

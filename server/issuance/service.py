@@ -1,0 +1,181 @@
+"""The issuing engine. `issue` and `_issue_batch` read as the procedure, step by step.
+
+1-3 happen for each call: authorise, parse and prove, prepare and lint. 4-8 happen for a micro-batch of them:
+intent, sign, assemble and compare, issued, publish. Nothing is signed before its intent is durable (4), and
+nothing is released before it is durable as issued (7) and answered for (8).
+"""
+
+import datetime as dt
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from ocsp.presigner import SignedResponse
+from pkix.certificate import assemble_certificate, choose_validity, prepare_certificate
+from pkix.csr import parse_csr
+from pkix.issuer import Issuer
+from pkix.lint import check_released, lint_certificate
+from pkix.ocsp_response import CertificateStatus
+from pkix.subject import select_names
+from server.clock import epoch
+from server.config import IssuanceSection
+from server.errors import Overloaded, ServerError
+from server.ground import Ground
+from server.issuance.idempotency import IdempotencyKeys
+from server.issuance.order import IssuedCertificate, Order, PreparedOrder
+from server.issuance.records import Finished, IssuanceRecords
+from server.issuance.serial import new_serial
+from server.status import schedule
+from server.status.publisher import StatusPublisher
+from signer_pool.batcher import Batcher
+from signer_pool.errors import PoolFull
+from signer_pool.pool import Priority, SignerPool
+
+
+class IssuanceService:
+    """Issues certificates under one CA. An async context manager: leaving it drains the batches."""
+
+    def __init__(
+        self,
+        *,
+        issuer: Issuer,
+        issuer_label: str,
+        key_label: str,
+        pool: SignerPool,
+        publisher: StatusPublisher,
+        settings: IssuanceSection,
+        ground: Ground,
+    ) -> None:
+        self._issuer = issuer
+        self._key_label = key_label
+        self._pool = pool
+        self._publisher = publisher
+        self._backdate = dt.timedelta(seconds=settings.backdate_s)
+        self._clock = ground.clock
+        self._metrics = ground.metrics
+        self._logger = ground.logger
+        self._records = IssuanceRecords(ground.database, issuer_label)
+        self._keys = IdempotencyKeys(self._records, ground.metrics, ground.clock)
+        self._batcher: Batcher[PreparedOrder, IssuedCertificate] = Batcher(
+            self._issue_batch,
+            size=settings.batch_size,
+            age_s=settings.batch_age_ms / 1000,
+            in_flight=settings.batches_in_flight,
+            queue_limit=settings.queue_limit,
+        )
+
+    async def issue(self, order: Order) -> IssuedCertificate:
+        """Issue one certificate; when this returns it is durable and OCSP says "good".
+
+        Raises `RequesterError` or `RequestRefused` (the caller can mend it), `Overloaded`, `StorageError`
+        or `SignerPoolError` (nothing was released; the same call may be repeated).
+        """
+        # Step 1: authorise (the caller is authenticated), and answer a repeated call from its first one.
+        order.client.require_profile(order.profile.name)
+        issued = await self._keys.once(order, self._issue_new)
+        if issued.replayed:
+            await self._publisher.ensure_published(issued.serial)
+        return issued
+
+    async def _issue_new(self, order: Order) -> IssuedCertificate:
+        now = self._clock()
+        # Step 2: parse the request, verify proof of possession, check the key.
+        request = parse_csr(order.csr)
+        names = select_names(request, order.profile)
+        order.client.require_names([*names.dns_names, *map(str, names.ip_addresses)])
+        # Step 3: prepare the certificate under the frozen profile version and lint it.
+        lifetime = min(order.profile.validity, order.lifetime or order.profile.validity)
+        certificate = prepare_certificate(
+            issuer=self._issuer,
+            profile=order.profile,
+            serial=new_serial(),
+            validity=choose_validity(
+                now=now, backdate=self._backdate, lifetime=lifetime, issuer=self._issuer.certificate
+            ),
+            public_key=request.public_key,
+            spki_sha256=request.spki_sha256,
+            names=names,
+        )
+        lint_certificate(certificate, self._issuer, now=now)
+        try:
+            waiting = self._batcher.submit(PreparedOrder(order=order, certificate=certificate))
+        except PoolFull as error:
+            raise Overloaded("too many requests are waiting to be issued") from error
+        return await waiting
+
+    async def _issue_batch(self, batch: Sequence[PreparedOrder]) -> list[IssuedCertificate]:
+        self._metrics.issuance_batch_size.observe(len(batch))
+        with self._metrics.issuance_batch_seconds.time():
+            # Step 4: one transaction; from here on the serials exist, whatever happens.
+            await self._records.record_intents(batch, epoch(self._clock()))
+            try:
+                # Step 5: sign the certificates, then their OCSP responses.
+                signatures = await self._pool.sign_many(
+                    self._key_label, [p.certificate.tbs for p in batch], Priority.INTERACTIVE
+                )
+                responses = await self._sign_responses(batch)
+                # Step 6: assemble, and compare with what was linted (the pool has verified the signatures).
+                finished = [
+                    self._finish(p, signature, response)
+                    for p, signature, response in zip(batch, signatures, responses, strict=True)
+                ]
+                # Step 7: one transaction; from here on the certificates are issued.
+                await self._records.record_issued(finished, epoch(self._clock()))
+            except BaseException:
+                await self._abandon(batch)
+                raise
+            # Step 8: publish the answers, and only then answer the callers.
+            await self._publisher.publish(responses)
+        for p in batch:
+            self._metrics.certificates_issued.labels(p.certificate.profile.identity).inc()
+        return [_issued(f) for f in finished]
+
+    async def _sign_responses(self, batch: Sequence[PreparedOrder]) -> list[SignedResponse]:
+        presigner = self._publisher.presigner
+        prepared = [presigner.prepare(CertificateStatus(serial=p.certificate.serial), "sha1") for p in batch]
+        return await presigner.sign(prepared, Priority.NEW_OCSP)
+
+    def _finish(self, prepared: PreparedOrder, signature: bytes, response: SignedResponse) -> Finished:
+        certificate_der = assemble_certificate(prepared.certificate, self._issuer, signature)
+        check_released(prepared.certificate, certificate_der)
+        row = schedule.schedule_row(self._publisher.issuer_label, response, epoch(prepared.certificate.not_after))
+        return Finished(prepared=prepared, certificate_der=certificate_der, ocsp_row=row)
+
+    async def _abandon(self, batch: Sequence[PreparedOrder]) -> None:
+        """Close the intents of a failed batch. If even that fails, recovery at the next start does it."""
+        self._metrics.issuance_failed.inc()
+        try:
+            await self._records.abandon(batch, epoch(self._clock()))
+        except ServerError as error:
+            self._logger.error("intents stay open until the next start", error=str(error), intents=len(batch))
+        else:
+            self._metrics.intents_abandoned.inc(len(batch))
+
+    async def recover(self) -> None:
+        """Close what a crash left open; call before the first `issue`. Raises `StorageError`."""
+        left_over = await self._records.abandon_left_over(epoch(self._clock()))
+        if left_over:
+            self._metrics.intents_abandoned.inc(left_over)
+            self._logger.warning("closed intents that a crash had left open", intents=left_over)
+
+    async def __aenter__(self) -> Self:
+        await self._keys.__aenter__()
+        await self._batcher.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._batcher.__aexit__(kind, error, trace)
+        await self._keys.__aexit__(kind, error, trace)
+
+
+def _issued(finished: Finished) -> IssuedCertificate:
+    certificate = finished.prepared.certificate
+    return IssuedCertificate(
+        serial=certificate.serial,
+        certificate_der=finished.certificate_der,
+        profile=certificate.profile.identity,
+        not_before=certificate.not_before,
+        not_after=certificate.not_after,
+    )

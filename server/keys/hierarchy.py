@@ -1,0 +1,254 @@
+"""The CA hierarchy: root, issuing CA under it, OCSP responder. Made once, found again at every start.
+
+Each certificate follows the order of all issuing: a durable intent, the signature, the durable certificate.
+A crash in between leaves an intent that the next start closes, and the step is done again with the same key.
+"""
+
+import datetime as dt
+import hashlib
+from dataclasses import dataclass
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509.oid import NameOID
+from sqlalchemy import insert, select, update
+
+from pkix.algorithms import KeyAlgorithm, SigningPublicKey, signature_algorithm
+from pkix.certificate import Validity, choose_validity, prepare_ca_certificate, prepare_certificate
+from pkix.issuer import Issuer
+from pkix.lint import lint_certificate
+from pkix.names import SerialNumber, TbsDer, serial_hex
+from pkix.profile import OCSP_RESPONDER
+from pkix.subject import CertificateNames
+from pkix.unsigned import assemble
+from server.audit.log import AuditEntry, append
+from server.clock import Clock, epoch
+from server.config import Config
+from server.errors import ConfigError
+from server.issuance.serial import new_serial
+from server.storage.database import Database
+from server.storage.schema import State, certificates, issuers
+from signer_pool.pool import Priority, SignerPool
+
+ROOT, ISSUING, OCSP = "root", "issuing", "ocsp"
+RESPONDER_RENEWAL = dt.timedelta(days=30)
+_BACKDATE = dt.timedelta(minutes=5)
+_YEAR = dt.timedelta(days=365)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hierarchy:
+    """The CAs of this installation."""
+
+    root: Issuer
+    issuing: Issuer
+
+
+class HierarchyBuilder:
+    """Makes what is missing of the hierarchy, with keys in the token."""
+
+    def __init__(self, *, config: Config, pool: SignerPool, database: Database, clock: Clock) -> None:
+        self._config = config
+        self._pool = pool
+        self._database = database
+        self._clock = clock
+
+    async def ensure(self) -> Hierarchy:
+        """Return the hierarchy; raises `SignerPoolError`, `StorageError`, or `ConfigError` for a wrong token."""
+        ca = self._config.ca
+        root = await self._ensure_ca(ROOT, ca.root_key, _YEAR * ca.root_years, issuer=None)
+        issuing = await self._ensure_ca(ISSUING, ca.issuing_key, _YEAR * ca.issuing_years, issuer=root)
+        await self._ensure_key(OCSP, ca.ocsp_key)
+        return Hierarchy(root=root, issuing=issuing)
+
+    async def ensure_responder(self, issuing: Issuer) -> x509.Certificate:
+        """Return the responder's certificate, a new one if less than 30 days are left."""
+        key = self._pool.public_key(OCSP)
+        spki = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        c = certificates.c
+        query = (
+            select(c.der)
+            .where(
+                c.issuer == ISSUING,
+                c.profile == OCSP_RESPONDER.identity,
+                c.state == State.ISSUED,
+                c.revoked_at.is_(None),
+                c.spki_sha256 == hashlib.sha256(spki).digest(),
+                c.not_after > epoch(self._clock() + RESPONDER_RENEWAL),
+            )
+            .order_by(c.not_after.desc())
+            .limit(1)
+        )
+        async with self._database.read() as connection:
+            der = (await connection.execute(query)).scalar_one_or_none()
+        if der is None:
+            der = await self._issue_responder(issuing, key, hashlib.sha256(spki).digest())
+        return x509.load_der_x509_certificate(der)
+
+    async def _ensure_ca(
+        self, label: str, algorithm: KeyAlgorithm, lifetime: dt.timedelta, *, issuer: Issuer | None
+    ) -> Issuer:
+        async with self._database.read() as connection:
+            query = select(issuers.c.certificate_der).where(issuers.c.label == label)
+            der = (await connection.execute(query)).scalar_one_or_none()
+        if der is None:
+            key = await self._ensure_key(label, algorithm)
+            der = await self._issue_ca(label, key, lifetime, issuer=issuer)
+        found = self._describe(label, x509.load_der_x509_certificate(der))
+        if label not in self._pool.labels():
+            raise ConfigError(
+                f"setting token.label: the token holds no key {label!r}, which the database of this home needs; "
+                "connect the token that this certmill was initialised with"
+            )
+        self._pool.pin_key(label, found.public_key)
+        return found
+
+    async def _ensure_key(self, label: str, algorithm: KeyAlgorithm) -> SigningPublicKey:
+        if label in self._pool.labels():
+            return self._pool.public_key(label)
+        return await self._pool.generate_key(label, algorithm)
+
+    def _describe(self, label: str, certificate: x509.Certificate) -> Issuer:
+        url = self._config.listen.public_url
+        return Issuer.of(
+            certificate,
+            ocsp_url=f"{url}/ocsp",
+            ca_issuers_url=f"{url}/ca/{label}.cer",
+            crl_url=f"{url}/crl/{label}.crl",
+        )
+
+    async def _issue_ca(
+        self, label: str, key: SigningPublicKey, lifetime: dt.timedelta, *, issuer: Issuer | None
+    ) -> bytes:
+        now = self._clock().replace(microsecond=0)
+        end = now - _BACKDATE + lifetime
+        if issuer is not None:
+            end = min(end, issuer.certificate.not_valid_after_utc)
+        ca = self._config.ca
+        subject = x509.Name(
+            [
+                x509.NameAttribute(NameOID.COUNTRY_NAME, ca.country),
+                x509.NameAttribute(NameOID.ORGANIZATION_NAME, ca.organization),
+                x509.NameAttribute(NameOID.COMMON_NAME, f"{ca.organization} {label} CA"[:64]),
+            ]
+        )
+        serial, validity = new_serial(), Validity(not_before=now - _BACKDATE, not_after=end)
+        tbs = prepare_ca_certificate(
+            subject=subject,
+            public_key=key,
+            serial=serial,
+            validity=validity,
+            issuer=issuer,
+            path_length=None if issuer is None else 0,
+        )
+        facts = _facts(
+            issuer=ROOT,
+            serial=serial,
+            profile=f"ca-{label}@1",
+            subject=subject,
+            key=key,
+            tbs=tbs,
+            validity=validity,
+        )
+        signer = key if issuer is None else issuer.public_key
+        return await self._sign_recorded(facts, tbs, ROOT, signer, issuer_label=label)
+
+    async def _issue_responder(self, issuing: Issuer, key: SigningPublicKey, spki_sha256: bytes) -> bytes:
+        now = self._clock()
+        subject = x509.Name(
+            [
+                x509.NameAttribute(NameOID.COUNTRY_NAME, self._config.ca.country),
+                x509.NameAttribute(NameOID.ORGANIZATION_NAME, self._config.ca.organization),
+                x509.NameAttribute(NameOID.COMMON_NAME, "OCSP responder"),
+            ]
+        )
+        prepared = prepare_certificate(
+            issuer=issuing,
+            profile=OCSP_RESPONDER,
+            serial=new_serial(),
+            validity=choose_validity(
+                now=now, backdate=_BACKDATE, lifetime=OCSP_RESPONDER.validity, issuer=issuing.certificate
+            ),
+            public_key=key,
+            spki_sha256=spki_sha256,
+            names=CertificateNames(subject=subject, dns_names=(), ip_addresses=()),
+        )
+        lint_certificate(prepared, issuing, now=now)
+        validity = Validity(not_before=prepared.not_before, not_after=prepared.not_after)
+        facts = _facts(
+            issuer=ISSUING,
+            serial=prepared.serial,
+            profile=OCSP_RESPONDER.identity,
+            subject=subject,
+            key=key,
+            tbs=prepared.tbs,
+            validity=validity,
+        )
+        return await self._sign_recorded(facts, prepared.tbs, ISSUING, issuing.public_key)
+
+    async def _sign_recorded(
+        self,
+        facts: dict[str, object],
+        tbs: TbsDer,
+        key_label: str,
+        signer: SigningPublicKey,
+        *,
+        issuer_label: str | None = None,
+    ) -> bytes:
+        """Intent, signature, issued; `issuer_label` names the CA that the certificate makes."""
+        now = epoch(self._clock())
+        async with self._database.write() as connection:
+            await connection.execute(insert(certificates), [{**facts, "created_at": now}])
+            await append(connection, now, [_audit(facts, "certificate.intent")])
+        signature = await self._pool.sign(key_label, tbs, Priority.INTERACTIVE)
+        der = assemble(tbs, signature_algorithm(signer), signature)
+        x509.load_der_x509_certificate(der)
+        c = certificates.c
+        async with self._database.write() as connection:
+            await connection.execute(
+                update(certificates)
+                .where(c.issuer == facts["issuer"], c.serial == facts["serial"])
+                .values(state=State.ISSUED, der=der)
+            )
+            if issuer_label is not None:
+                row = {"label": issuer_label, "key_label": issuer_label, "certificate_der": der}
+                await connection.execute(insert(issuers), [row])
+            await append(connection, now, [_audit(facts, "certificate.issued")])
+        return der
+
+
+def _facts(
+    *,
+    issuer: str,
+    serial: SerialNumber,
+    profile: str,
+    subject: x509.Name,
+    key: SigningPublicKey,
+    tbs: TbsDer,
+    validity: Validity,
+) -> dict[str, object]:
+    spki = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return {
+        "issuer": issuer,
+        "serial": serial_hex(serial),
+        "state": State.INTENT,
+        "profile": profile,
+        "client": "certmill",
+        "request_id": "-",
+        "subject": subject.rfc4514_string(),
+        "dns_names": [],
+        "tbs_sha256": hashlib.sha256(tbs).digest(),
+        "spki_sha256": hashlib.sha256(spki).digest(),
+        "not_before": epoch(validity.not_before),
+        "not_after": epoch(validity.not_after),
+    }
+
+
+def _audit(facts: dict[str, object], action: str) -> AuditEntry:
+    return AuditEntry(
+        actor="certmill",
+        action=action,
+        object=str(facts["serial"]),
+        request_id="-",
+        detail={"profile": facts["profile"]},
+    )

@@ -1,0 +1,112 @@
+"""certmill's own end-entity certificates: the API's TLS certificate and the demo client.
+
+They are issued by the ordinary engine, so each has its row, its audit entries and its OCSP answer.
+"""
+
+import datetime as dt
+import ipaddress
+from collections.abc import Sequence
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+)
+from cryptography.x509.oid import NameOID
+
+from pkix.issuer import Issuer
+from pkix.profile import TLS_CLIENT, TLS_SERVER, Profile
+from server.auth.clients import ANY, CERTMILL, Client, ClientRegistry
+from server.clock import Clock
+from server.home import Home, write_file
+from server.issuance.order import Order
+from server.issuance.service import IssuanceService
+
+RENEWAL = dt.timedelta(days=30)
+DEMO = Client(name="demo", profiles=(ANY,), names=(ANY,))
+
+
+class OwnCertificates:
+    """Issues and renews certificates whose keys are files of this home."""
+
+    def __init__(self, *, home: Home, issuing: Issuer, issuance: IssuanceService, clock: Clock) -> None:
+        self._home = home
+        self._issuing = issuing
+        self._issuance = issuance
+        self._clock = clock
+
+    async def ensure_api(self, names: Sequence[str]) -> tuple[Path, Path]:
+        """Return certificate chain and key files of the API listener, renewed 30 days before the end."""
+        chain, key = self._home.secrets / "api-cert.pem", self._home.secrets / "api-key.pem"
+        await self._ensure(chain, key, TLS_SERVER, x509.Name([]), names)
+        return chain, key
+
+    async def ensure_demo(self, registry: ClientRegistry) -> None:
+        """Make the demo client: files in `clients/demo`, pinned to a client that may ask for anything."""
+        directory = self._home.clients / "demo"
+        directory.mkdir(exist_ok=True, mode=0o700)
+        await self._ensure(directory / "cert.pem", directory / "key.pem", TLS_CLIENT, _name("demo"), ())
+        certificate = x509.load_pem_x509_certificate((directory / "cert.pem").read_bytes())
+        spki = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        digest = hashes.Hash(hashes.SHA256())
+        digest.update(spki)
+        await registry.enrol(DEMO, digest.finalize())
+
+    async def _ensure(
+        self, chain: Path, key_file: Path, profile: Profile, subject: x509.Name, names: Sequence[str]
+    ) -> None:
+        if self._usable(chain, key_file, names):
+            return
+        key = ec.generate_private_key(ec.SECP256R1())
+        builder = x509.CertificateSigningRequestBuilder().subject_name(subject)
+        if names:
+            builder = builder.add_extension(
+                x509.SubjectAlternativeName([_general_name(n) for n in names]), critical=False
+            )
+        csr = builder.sign(key, hashes.SHA256()).public_bytes(Encoding.DER)
+        issued = await self._issuance.issue(
+            Order(client=CERTMILL, profile=profile, csr=csr, request_id=f"own-{chain.stem}")
+        )
+        certificate = x509.load_der_x509_certificate(issued.certificate_der)
+        pem = certificate.public_bytes(Encoding.PEM) + self._issuing.certificate_pem.encode()
+        secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        write_file(key_file, secret, mode=0o600)
+        write_file(chain, pem)
+
+    def _usable(self, chain: Path, key_file: Path, names: Sequence[str]) -> bool:
+        """Say whether the files hold a matching, live certificate of this CA for these names."""
+        try:
+            certificate = x509.load_pem_x509_certificate(chain.read_bytes())
+            key = load_pem_private_key(key_file.read_bytes(), None)
+            certificate.verify_directly_issued_by(self._issuing.certificate)
+        except (OSError, ValueError, TypeError, InvalidSignature):
+            return False
+        if certificate.not_valid_after_utc < self._clock() + RENEWAL:
+            return False
+        return key.public_key() == certificate.public_key() and _has_names(certificate, names)
+
+
+def _has_names(certificate: x509.Certificate, names: Sequence[str]) -> bool:
+    try:
+        present = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return not names
+    return {str(n.value) for n in present} == {str(_general_name(n).value) for n in names}
+
+
+def _general_name(name: str) -> x509.DNSName | x509.IPAddress:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)
+
+
+def _name(common_name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])

@@ -1,0 +1,41 @@
+"""Structured logs on standard error: JSON lines for programs, text for people. Built, not configured globally."""
+
+import logging
+import sys
+from typing import Any
+
+import structlog
+from structlog.typing import FilteringBoundLogger
+
+from server.config import LogSection
+
+_LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+
+
+def make_logger(settings: LogSection, *, process: str) -> FilteringBoundLogger:
+    """Make the logger of one process; also takes over what libraries log through `logging`."""
+    text = settings.format == "text" or (settings.format == "auto" and sys.stderr.isatty())
+    renderer: Any = structlog.dev.ConsoleRenderer() if text else structlog.processors.JSONRenderer()
+    logger: FilteringBoundLogger = structlog.wrap_logger(
+        structlog.WriteLogger(sys.stderr),  # one write a line: several processes share the stream
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[settings.level]),
+    ).bind(process=process)
+    logging.basicConfig(handlers=[_Forward(logger)], level=logging.WARNING, force=True)
+    return logger
+
+
+class _Forward(logging.Handler):
+    """Hands records of the standard library's logging to our logger."""
+
+    def __init__(self, logger: FilteringBoundLogger) -> None:
+        super().__init__()
+        self._logger = logger
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._logger.log(record.levelno, record.getMessage(), source=record.name, exc_info=record.exc_info)

@@ -1,0 +1,131 @@
+"""Makes the responder say what the database says: sign, publish, and write down when it is due again.
+
+Order matters. The store is written before the schedule, so a crash between the two repeats work and never
+forgets it. The store itself never lets "good" replace "revoked" (see ocsp/store.py), so a refresh that read
+the database just before a revocation does no harm.
+"""
+
+import datetime as dt
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import select
+
+from ocsp.errors import OcspError
+from ocsp.presigner import Presigner, SignedResponse
+from ocsp.store import ResponseStore, Status, StoredResponse
+from pkix.crl import RevocationReason
+from pkix.names import SerialNumber, serial_hex
+from pkix.ocsp_response import CertificateStatus, HashName
+from server.clock import epoch, from_epoch
+from server.ground import Ground
+from server.status import schedule
+from server.storage.schema import certificates
+from signer_pool.pool import Priority
+
+HASH_NAMES: tuple[HashName, ...] = ("sha1", "sha256")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """One response to be signed: for which certificate, under which CertID hash."""
+
+    status: CertificateStatus
+    hash_name: HashName
+    not_after: int
+
+
+class StatusPublisher:
+    """Publishes responses for the certificates of one issuer."""
+
+    def __init__(
+        self,
+        *,
+        issuer_label: str,
+        presigner: Presigner,
+        store: ResponseStore,
+        ground: Ground,
+    ) -> None:
+        self.issuer_label = issuer_label
+        self.presigner = presigner
+        self._store = store
+        self._database = ground.database
+        self._clock = ground.clock
+
+    async def answer(
+        self, answers: Sequence[Answer], priority: Priority, *, deadline_s: float = 30.0
+    ) -> list[SignedResponse]:
+        """Sign, publish and schedule; raises the pool's, the store's or the database's errors."""
+        if not answers:
+            return []
+        prepared = [self.presigner.prepare(a.status, a.hash_name) for a in answers]
+        signed = await self.presigner.sign(prepared, priority, deadline_s=deadline_s)
+        await self.publish(signed)
+        rows = [
+            schedule.schedule_row(self.issuer_label, one, a.not_after)
+            for one, a in zip(signed, answers, strict=True)
+        ]
+        async with self._database.write() as connection:
+            await schedule.record(connection, rows)
+        return signed
+
+    async def publish(self, signed: Sequence[SignedResponse]) -> None:
+        """Put verified responses into the store, where every worker sees them at once.
+
+        If the store fails, everything is made due at once, so that the refresher publishes it when the
+        store works again; the error is raised all the same.
+        """
+        try:
+            await self._store.publish([(one.key, one.stored) for one in signed])
+        except OcspError:
+            serials = [serial_hex(one.prepared.status.serial) for one in signed]
+            async with self._database.write() as connection:
+                await schedule.hurry(connection, self.issuer_label, serials)
+            raise
+
+    async def withdraw_good(self, serial: SerialNumber) -> None:
+        """Take "good" out of the store at once, with or without an HSM; tryLater until "revoked" is there."""
+        now = epoch(self._clock())
+        tombstone = StoredResponse(status=Status.REVOCATION_PENDING, this_update=now, next_update=now, der=b"")
+        await self._store.publish([(self.presigner.key(serial, name), tombstone) for name in HASH_NAMES])
+
+    async def ensure_published(self, serial: SerialNumber) -> None:
+        """Publish the answer for an issued certificate unless the store has a live one."""
+        if not await self.has_live_answer(serial, "sha1"):
+            found = await self.status_of(serial)
+            if found is not None:
+                status, not_after = found
+                answer = Answer(status=status, hash_name="sha1", not_after=not_after)
+                await self.answer([answer], Priority.NEW_OCSP)
+
+    async def has_live_answer(self, serial: SerialNumber, hash_name: HashName) -> bool:
+        """Say whether the store has a signed response before its nextUpdate."""
+        stored = await self._store.get(self.presigner.key(serial, hash_name))
+        return stored is not None and bool(stored.der) and stored.next_update > epoch(self._clock())
+
+    async def stored_der(self, serial: SerialNumber, hash_name: HashName) -> bytes:
+        """Return the response in the store, which is the one that may be given out; empty if none."""
+        stored = await self._store.get(self.presigner.key(serial, hash_name))
+        return b"" if stored is None else stored.der
+
+    async def status_of(self, serial: SerialNumber) -> tuple[CertificateStatus, int] | None:
+        """Return status and notAfter of an issued certificate; None if it was never issued."""
+        c = certificates.c
+        query = select(c.revoked_at, c.reason, c.not_after).where(
+            c.issuer == self.issuer_label, c.serial == serial_hex(serial), c.state == "issued"
+        )
+        async with self._database.read() as connection:
+            row = (await connection.execute(query)).one_or_none()
+        if row is None:
+            return None
+        return certificate_status(serial, row.revoked_at, row.reason), row.not_after
+
+
+def certificate_status(serial: int, revoked_at: int | None, reason: str | None) -> CertificateStatus:
+    """Read a row's revocation columns."""
+    moment: dt.datetime | None = None if revoked_at is None else from_epoch(revoked_at)
+    return CertificateStatus(
+        serial=SerialNumber(serial),
+        revoked_at=moment,
+        reason=None if reason is None else RevocationReason(reason),
+    )

@@ -1,0 +1,2 @@
+def docs_page(document: object, kinds: object) -> str:
+    return "x"

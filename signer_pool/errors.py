@@ -1,0 +1,49 @@
+"""Errors of the signer pool, by whose fault they are."""
+
+
+class SignerPoolError(Exception):
+    """Base of all errors of this package."""
+
+
+class PoolFull(SignerPoolError):
+    """The queue has reached its bound. Nobody's fault: retry later (HTTP 503 with Retry-After)."""
+
+
+class PoolUnavailable(SignerPoolError):
+    """No lane could do it within the caller's deadline: the HSM's fault, `SignerPool.health()` says why."""
+
+
+class PoolClosed(SignerPoolError):
+    """The pool or batcher is closed, or was closed before the work was done."""
+
+
+class UnknownKey(SignerPoolError):
+    """No token has a key of this label: the operator's fault, or a bug."""
+
+
+class KeyExists(SignerPoolError):
+    """A key of this label exists already: nothing was generated."""
+
+
+class KeyMismatch(SignerPoolError):
+    """A token's key is not the one pinned under its label: the operator's fault, or an attack."""
+
+
+class SigningFailed(SignerPoolError):
+    """The token refused, or gave wrong signatures, as often as we try: the HSM's fault."""
+
+
+class LaneStartError(SignerPoolError):
+    """A lane cannot open its token: the operator's fault. One line naming token, module and remedy."""
+
+
+class PinRejected(LaneStartError):
+    """The token refused the PIN. Never retried: a few wrong attempts lock a token for good."""
+
+
+class TokenExists(SignerPoolError):
+    """A token of this label exists already: nothing was initialised."""
+
+
+class TokenInitError(SignerPoolError):
+    """The token could not be initialised: the operator's fault."""

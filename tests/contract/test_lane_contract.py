@@ -1,0 +1,217 @@
+"""The lane contract, over software keys and a SoftHSM token: the same for both."""
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from pkix.algorithms import KeyAlgorithm, key_algorithm, verify_signature
+from signer_pool.errors import KeyExists, KeyMismatch, LaneStartError, PinRejected, SigningFailed, UnknownKey
+from signer_pool.lane import (
+    Generate,
+    Generated,
+    LaneConfig,
+    Pkcs11LaneConfig,
+    Ready,
+    Relist,
+    Signed,
+    SoftwareLaneConfig,
+)
+from signer_pool.lane_link import open_lane
+from signer_pool.pool import LaneState, Priority, SignerPool
+from tests.contract.conftest import KEYS
+from tests.unit.signer_pool.lanes import SECRETS, MemoryLogger
+
+
+def with_wrong_secret(config: LaneConfig) -> LaneConfig:
+    if isinstance(config, SoftwareLaneConfig):
+        return SoftwareLaneConfig(directory=config.directory, passphrase="wrong")
+    return Pkcs11LaneConfig(
+        module_path=config.module_path, token_label=config.token_label, pin="999999", env=config.env
+    )
+
+
+@pytest.mark.parametrize("algorithm", KEYS)
+async def test_signatures_verify(pool: SignerPool, algorithm: KeyAlgorithm) -> None:
+    public_key = pool.public_key(algorithm.value)
+    assert key_algorithm(public_key) is algorithm
+    tbs_list = [f"certificate {number}".encode() * 40 for number in range(20)]
+    signatures = await pool.sign_many(algorithm.value, tbs_list, Priority.BULK)
+    assert len(signatures) == len(tbs_list)
+    for tbs, signature in zip(tbs_list, signatures, strict=True):
+        verify_signature(public_key, tbs, signature)
+
+
+async def test_single_calls_get_their_own_signature(pool: SignerPool) -> None:
+    public_key = pool.public_key("ec-p256")
+    async with asyncio.TaskGroup() as group:
+        tasks = {
+            tbs: group.create_task(pool.sign("ec-p256", tbs, priority))
+            for priority in Priority
+            for tbs in (f"{priority} {number}".encode() for number in range(30))
+        }
+    for tbs, task in tasks.items():
+        verify_signature(public_key, tbs, task.result())
+
+
+async def test_empty_tbs_is_signed(pool: SignerPool) -> None:
+    verify_signature(pool.public_key("ec-p256"), b"", await pool.sign("ec-p256", b"", Priority.BULK))
+
+
+async def test_no_tbs_no_signature(pool: SignerPool) -> None:
+    assert await pool.sign_many("ec-p256", [], Priority.BULK) == []
+
+
+async def test_megabytes_are_signed(pool: SignerPool) -> None:
+    tbs = os.urandom(5 * 2**20)
+    verify_signature(pool.public_key("rsa-2048"), tbs, await pool.sign("rsa-2048", tbs, Priority.CRL))
+
+
+async def test_generated_key_is_seen_by_every_lane(pool: SignerPool) -> None:
+    label = "new key " + os.urandom(4).hex()
+    public_key = await pool.generate_key(label, KeyAlgorithm.EC_P256)
+    assert label in pool.labels()
+    assert pool.public_key(label) == public_key
+    signatures = await pool.sign_many(label, [b"tbs"] * 300, Priority.BULK)
+    for signature in signatures:
+        verify_signature(public_key, b"tbs", signature)
+
+
+async def test_existing_label_is_refused(pool: SignerPool, lane_config: LaneConfig) -> None:
+    with pytest.raises(KeyExists):
+        await pool.generate_key("ec-p256", KeyAlgorithm.EC_P256)
+    lane = await open_lane(lane_config, 10.0)
+    try:
+        with pytest.raises(KeyExists):
+            await lane.ask(Generate("ec-p256", KeyAlgorithm.EC_P256), deadline_s=10)
+    finally:
+        await lane.close()
+
+
+async def test_unknown_key(pool: SignerPool) -> None:
+    with pytest.raises(UnknownKey):
+        await pool.sign("no such key", b"tbs", Priority.BULK)
+    with pytest.raises(UnknownKey):
+        pool.public_key("no such key")
+
+
+async def test_pinned_key(pool: SignerPool) -> None:
+    pool.pin_key("ec-p256", pool.public_key("ec-p256"))
+    with pytest.raises(KeyMismatch):
+        pool.pin_key("ec-p256", pool.public_key("rsa-2048"))
+    with pytest.raises(UnknownKey):
+        pool.pin_key("no such key", pool.public_key("rsa-2048"))
+
+
+async def test_lane_answers_in_order(pool: SignerPool, lane_config: LaneConfig) -> None:
+    lane = await open_lane(lane_config, 10.0)
+    answers: list[Signed | None] = []
+    try:
+        assert "ec-p256" in lane.public_keys
+        lane.send("ec-p256", [b"a", b"b"], answers.append)
+        lane.send("no such key", [b"c", b"d"], answers.append)
+        assert lane.in_flight == 2
+        listed = await lane.ask(Relist(), deadline_s=10)
+        assert isinstance(listed, Ready)
+        made = await lane.ask(Generate("own " + os.urandom(4).hex(), KeyAlgorithm.EC_P384), deadline_s=10)
+        assert isinstance(made, Generated)
+    finally:
+        await lane.close()
+    good, bad = answers
+    assert good is not None
+    assert bad is not None
+    for tbs, signature in zip((b"a", b"b"), good.signatures, strict=True):
+        verify_signature(pool.public_key("ec-p256"), tbs, signature)
+    assert good.service_s > 0
+    assert good.errors == {}
+    assert bad.signatures == [b"", b""]
+    assert list(bad.errors) == [0, 1]
+    assert lane.in_flight == 0
+
+
+async def test_key_that_was_shown_cannot_be_generated_twice_at_once(
+    pool: SignerPool, lane_config: LaneConfig
+) -> None:
+    label = "raced " + os.urandom(4).hex()
+    first, second = await open_lane(lane_config, 10.0), await open_lane(lane_config, 10.0)
+    try:
+        await first.ask(Generate(label, KeyAlgorithm.EC_P256), deadline_s=10)
+        with pytest.raises((KeyExists, SigningFailed)):
+            await second.ask(Generate(label, KeyAlgorithm.EC_P256), deadline_s=10)
+    finally:
+        await first.close()
+        await second.close()
+
+
+async def test_wrong_pin_is_tried_once(
+    lane_config: LaneConfig, logger: MemoryLogger, capfd: pytest.CaptureFixture[str], pool: SignerPool
+) -> None:
+    attempts = 0
+
+    async def counting_opener(config: LaneConfig, batch_deadline_s: float) -> object:
+        nonlocal attempts
+        attempts += 1
+        return await open_lane(config, batch_deadline_s)
+
+    wrong = with_wrong_secret(lane_config)
+    refused = SignerPool(
+        lanes=[wrong] * 3,
+        registry=CollectorRegistry(),
+        logger=logger,
+        lane_opener=counting_opener,  # type: ignore[arg-type]  # it is a Lane
+    )
+    with pytest.raises(PinRejected) as caught:
+        async with refused:
+            pytest.fail("a pool without a lane was opened")
+    assert attempts == 1
+    assert "\n" not in str(caught.value)
+    health = refused.health()
+    assert [lane.state for lane in health.lanes] == [LaneState.FAILED] * 3
+    assert health.alive == 0
+    assert all(lane.last_error == str(caught.value) for lane in health.lanes)
+    assert "999999" not in str(logger.lines) + str(caught.value) + "".join(capfd.readouterr())
+
+
+async def test_secret_is_nowhere_to_be_seen(
+    pool: SignerPool, logger: MemoryLogger, lane_config: LaneConfig, capfd: pytest.CaptureFixture[str]
+) -> None:
+    await pool.sign("ec-p256", b"tbs", Priority.BULK)
+    seen = [repr(logger.lines), repr(lane_config), str(lane_config), repr(pool.health())]
+    seen += [repr(lane_config.__rich_repr__())]
+    lanes = [lane for lane in pool.health().lanes if lane.pid]
+    assert lanes
+    for lane in lanes:
+        assert lane.pid != os.getpid()
+        proc = Path("/proc") / str(lane.pid)
+        command = proc.joinpath("cmdline").read_bytes().decode()
+        assert "signer_pool.lane_process" in command
+        seen += [command, proc.joinpath("environ").read_bytes().decode()]
+    seen += capfd.readouterr()
+    for secret in SECRETS:
+        assert not [text for text in seen if secret in text]
+
+
+async def test_missing_token_is_one_clear_line(lane_config: LaneConfig, logger: MemoryLogger) -> None:
+    if isinstance(lane_config, SoftwareLaneConfig):
+        missing: LaneConfig = SoftwareLaneConfig(directory="/nonexistent", passphrase="x")
+        named = "/nonexistent"
+    else:
+        missing = Pkcs11LaneConfig(
+            module_path=lane_config.module_path, token_label="absent", pin="1", env=lane_config.env
+        )
+        named = "absent"
+    pool = SignerPool(lanes=[missing], registry=CollectorRegistry(), logger=logger)
+    with pytest.raises(LaneStartError, match=named) as caught:
+        await pool.__aenter__()
+    assert "\n" not in str(caught.value)
+    assert not isinstance(caught.value, PinRejected)
+
+
+async def test_missing_module_is_one_clear_line(logger: MemoryLogger) -> None:
+    config = Pkcs11LaneConfig(module_path="/nonexistent/module.so", token_label="token-1", pin="1")
+    with pytest.raises(LaneStartError, match=r"token-1.*/nonexistent/module\.so.*check") as caught:
+        async with SignerPool(lanes=[config], registry=CollectorRegistry(), logger=logger):
+            pytest.fail("a pool without a lane was opened")
+    assert "\n" not in str(caught.value)

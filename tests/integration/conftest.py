@@ -1,0 +1,19 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.certmill import RunningCertmill, certmill
+
+
+@pytest.fixture(scope="session")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCertmill]:
+    """One certmill for the tests that leave it whole."""
+    with certmill(tmp_path_factory.mktemp("certmill") / "home") as server:
+        yield server
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A home directory for a test that breaks things."""
+    return tmp_path / "home"

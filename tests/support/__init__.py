@@ -1,0 +1,1 @@
+"""What several tests share: a software CA, CSRs, a running certmill."""

@@ -1,0 +1,170 @@
+"""The parent's end of a lane, against a child that is the other end of a socket in this process."""
+
+import asyncio
+import socket
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from signer_pool.errors import LaneStartError, PoolUnavailable
+from signer_pool.lane import (
+    Generated,
+    Ready,
+    Relist,
+    Reply,
+    Signed,
+    SoftwareLaneConfig,
+    encode_frame,
+)
+from signer_pool.lane_link import LaneLink, open_lane
+from tests.unit.signer_pool.lanes import p256_config
+
+CONFIG = SoftwareLaneConfig(directory="/d", passphrase="p")
+
+
+class Peer:
+    """A link and the other end of its socket."""
+
+    def __init__(self, link: LaneLink, other_end: socket.socket) -> None:
+        self.link = link
+        self._other_end = other_end
+        self.answers: list[Signed | None] = []
+
+    def say(self, *replies: Reply) -> None:
+        self.say_bytes(b"".join([encode_frame(reply) for reply in replies]))
+
+    def say_bytes(self, data: bytes) -> None:
+        self._other_end.sendall(data)
+
+    async def answered(self, count: int) -> None:
+        while len(self.answers) < count:  # noqa: ASYNC110 - what comes through a socket has no event
+            await asyncio.sleep(0)
+
+    def hang_up(self) -> None:
+        self._other_end.close()
+
+
+@pytest.fixture
+async def peer() -> AsyncIterator[Peer]:
+    loop = asyncio.get_running_loop()
+    ours, theirs = socket.socketpair()
+    _, link = await loop.create_connection(lambda: LaneLink(loop, 0.05), sock=ours)
+    with theirs:
+        yield Peer(link, theirs)
+        await link.close()
+
+
+def signed(batch_id: int, *signatures: bytes) -> Signed:
+    return Signed(batch_id, list(signatures), {}, 0.0)
+
+
+async def test_answers_find_their_batch_in_whatever_pieces_they_come(peer: Peer) -> None:
+    peer.link.send("key", [b"a"], peer.answers.append)
+    peer.link.send("key", [b"b", b"c"], peer.answers.append)
+    assert peer.link.in_flight == 2
+    replies = [signed(1, b"A"), signed(2, b"B", b"C")]
+    for byte in b"".join([encode_frame(reply) for reply in replies]):
+        peer.say_bytes(bytes((byte,)))
+        await asyncio.sleep(0)
+    await peer.answered(2)
+    assert peer.answers == replies
+    assert peer.link.pid == 0
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        b"\0\0\0\1\xc1",
+        b"\xff\xff\xff\xff",
+        encode_frame(signed(2, b"A")),
+        encode_frame(signed(1, b"A", b"B")),
+        encode_frame(Generated(b"key")),
+    ],
+)
+async def test_whatever_is_no_answer_costs_the_lane_its_life(peer: Peer, nonsense: bytes) -> None:
+    peer.link.send("key", [b"a"], peer.answers.append)
+    peer.say_bytes(nonsense)
+    assert await peer.link.wait_lost() == "protocol"
+    await asyncio.sleep(0)
+    assert peer.answers == [None]
+
+
+async def test_answer_to_nothing_costs_the_lane_its_life(peer: Peer) -> None:
+    peer.say(signed(1))
+    assert await peer.link.wait_lost() == "protocol"
+
+
+async def test_lost_lane_gives_everything_back_once(peer: Peer) -> None:
+    peer.link.send("key", [b"a"], peer.answers.append)
+    asked = asyncio.ensure_future(peer.link.ask(Relist(), deadline_s=10))
+    cancelled = asyncio.ensure_future(peer.link.ask(Relist(), deadline_s=10))
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    peer.hang_up()
+    assert await peer.link.wait_lost() == "died"
+    with pytest.raises(PoolUnavailable):
+        await asked
+    peer.link.send("key", [b"b"], peer.answers.append)
+    assert peer.answers == [None]
+    await asyncio.sleep(0)
+    assert peer.answers == [None, None]
+    peer.link.kill("again")
+    assert await peer.link.wait_lost() == "died"
+
+
+async def test_answer_for_a_cancelled_question_is_dropped(peer: Peer) -> None:
+    cancelled = asyncio.ensure_future(peer.link.ask(Relist(), deadline_s=10))
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    peer.link.send("key", [b"a"], peer.answers.append)
+    peer.say(Ready({"key": b"spki"}, "a token"), signed(1, b"A"))
+    await peer.answered(1)
+    assert peer.link.token == "a token"
+    assert peer.link.public_keys == {"key": b"spki"}
+
+
+async def test_deadline_counts_for_each_request_from_when_it_is_the_head(peer: Peer) -> None:
+    loop = asyncio.get_running_loop()
+    asked = asyncio.ensure_future(peer.link.ask(Relist(), deadline_s=10))
+    await asyncio.sleep(0)
+    peer.link.send("key", [b"a"], peer.answers.append)
+    await asyncio.sleep(0.1)
+    assert peer.answers == []
+    peer.say(Ready({}, ""))
+    await asked
+    started = loop.time()
+    assert await peer.link.wait_lost() == "deadline"
+    assert loop.time() - started >= 0.04
+    await asyncio.sleep(0)
+    assert peer.answers == [None]
+
+
+async def test_child_that_ends_while_opening(peer: Peer) -> None:
+    peer.hang_up()
+    with pytest.raises(LaneStartError, match="ended its process"):
+        await peer.link.opened(CONFIG)
+
+
+async def test_child_that_speaks_another_language(peer: Peer) -> None:
+    peer.say(Generated(b"key"))
+    with pytest.raises(LaneStartError, match="our language"):
+        await peer.link.opened(CONFIG)
+
+
+async def test_loop_that_does_not_connect_leaves_no_socket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_: object, **__: object) -> None:
+        raise OSError("no more descriptors")
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", refuse)
+    with pytest.raises(OSError, match="no more"):
+        await open_lane(p256_config(tmp_path), 1.0)
+
+
+async def test_process_that_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/nonexistent/python")
+    with pytest.raises(FileNotFoundError):
+        await open_lane(p256_config(tmp_path), 1.0)

@@ -1,0 +1,146 @@
+"""The child's side, over a socket pair in this process."""
+
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from pkix.algorithms import KeyAlgorithm
+from signer_pool import lane_process
+from signer_pool.errors import KeyExists, LaneStartError, PinRejected, SigningFailed
+from signer_pool.lane import (
+    Failed,
+    FailureKind,
+    Generate,
+    Generated,
+    KeySession,
+    LaneConfig,
+    Open,
+    Ready,
+    Relist,
+    Reply,
+    ReplyReader,
+    Request,
+    Sign,
+    Signed,
+    SoftwareLaneConfig,
+    encode_frame,
+)
+from tests.unit.signer_pool.lanes import p256_config
+
+CONFIG = SoftwareLaneConfig(directory="/d", passphrase="p")
+
+
+class StubSession:
+    """Signs by prefixing; refuses a TBS named `bad`."""
+
+    token = "stub"
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+
+    def public_keys(self) -> dict[str, bytes]:
+        if self.error:
+            raise self.error
+        return {"key": b"spki"}
+
+    def signer(self, label: str) -> Callable[[bytes], bytes]:
+        if label != "key":
+            raise SigningFailed("no such key")
+
+        def sign(tbs: bytes) -> bytes:
+            if tbs == b"bad":
+                raise SigningFailed("DeviceError")
+            return b"signed " + tbs
+
+        return sign
+
+    def generate(self, label: str, algorithm: KeyAlgorithm) -> bytes:
+        if label == "key":
+            raise KeyExists("exists")
+        if algorithm is KeyAlgorithm.RSA_4096:
+            raise SigningFailed("no mechanism")
+        return b"new"
+
+
+@contextmanager
+def served(opener: Callable[[LaneConfig], KeySession]) -> Iterator[Callable[[Request], Reply]]:
+    """Serve in a thread and yield a function that asks."""
+    ours, theirs = socket.socketpair()
+    thread = Thread(target=lane_process.serve, args=(theirs, opener))
+    thread.start()
+    reader = ReplyReader()
+
+    def ask(request: Request) -> Reply:
+        ours.sendall(encode_frame(request))
+        while True:
+            for reply in reader.feed(ours.recv(65536)):
+                return reply
+
+    with theirs:
+        with ours:
+            yield ask
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def test_conversation() -> None:
+    with served(lambda _: StubSession()) as ask:
+        assert ask(Open(CONFIG)) == Ready({"key": b"spki"}, "stub")
+        signed = ask(Sign(5, "key", [b"a", b"bad", b"c"]))
+        assert isinstance(signed, Signed)
+        assert signed.batch_id == 5
+        assert signed.signatures == [b"signed a", b"", b"signed c"]
+        assert signed.errors == {1: "DeviceError"}
+        assert ask(Sign(6, "other", [b"a"])) == Signed(6, [b""], {0: "no such key"}, 0.0)
+        assert ask(Generate("new", KeyAlgorithm.EC_P256)) == Generated(b"new")
+        assert ask(Generate("key", KeyAlgorithm.EC_P256)) == Failed(FailureKind.KEY_EXISTS, "exists")
+        assert ask(Generate("n", KeyAlgorithm.RSA_4096)) == Failed(FailureKind.SIGNING, "no mechanism")
+        assert ask(Relist()) == Ready({"key": b"spki"}, "stub")
+        again = ask(Open(CONFIG))
+        assert isinstance(again, Failed)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"), [(PinRejected("no"), FailureKind.PIN), (LaneStartError("no"), FailureKind.START)]
+)
+def test_token_that_does_not_open(error: Exception, kind: FailureKind) -> None:
+    with served(lambda _: StubSession(error)) as ask:
+        assert ask(Open(CONFIG)) == Failed(kind, "no")
+
+
+def test_first_request_must_open() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.sendall(encode_frame(Relist()))
+        lane_process.serve(theirs, lambda _: StubSession())
+
+
+def test_parent_that_went_away_is_no_error() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        ours.sendall(encode_frame(Open(CONFIG)))
+        ours.close()
+        lane_process.serve(theirs, lambda _: StubSession())
+
+
+def test_main_ignores_what_the_parent_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[object] = []
+    monkeypatch.setattr(lane_process, "die_with_parent", lambda: calls.append("die with parent"))
+    monkeypatch.setattr(signal, "signal", lambda *arguments: calls.append(arguments))
+    ours, theirs = socket.socketpair()
+    ours.sendall(encode_frame(Open(p256_config(tmp_path))))
+    ours.shutdown(socket.SHUT_WR)
+    assert lane_process.main([str(theirs.detach())]) == 0
+    (ready,) = ReplyReader().feed(ours.recv(65536))
+    ours.close()
+    assert isinstance(ready, Ready)
+    assert calls == [
+        (signal.SIGINT, signal.SIG_IGN),
+        (signal.SIGTERM, signal.SIG_IGN),
+        "die with parent",
+    ]

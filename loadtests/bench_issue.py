@@ -10,11 +10,12 @@ import argparse
 import asyncio
 import json
 import logging
+import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
+from asyncio.subprocess import PIPE
 from pathlib import Path
 
 import msgspec
@@ -33,6 +34,7 @@ from server.authority import prepare_home
 from server.clock import utc_now
 from server.config import Config, load_config
 from server.issuance.order import Order
+from signer_pool.lane import LaneConfig
 
 AIM = 0.6
 _RESULT = Path("build/bench/issue.json")
@@ -42,7 +44,9 @@ from signer_pool.lane import Pkcs11LaneConfig, SoftwareLaneConfig
 import msgspec
 from signer_pool.lane_process import open_session
 config = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=Pkcs11LaneConfig | SoftwareLaneConfig)
-sign = open_session(config).signer("issuing")
+session = open_session(config)
+session.public_keys()
+sign = session.signer("issuing")
 tbs, seconds = bytes(600), float(sys.argv[1])
 count, start = 0, time.perf_counter()
 while time.perf_counter() - start < seconds:
@@ -87,27 +91,31 @@ async def _pipeline(parts: Parts, csrs: list[bytes], seconds: float, at_once: in
     return 2 * issued / (time.perf_counter() - start)
 
 
+async def _raw(lane: LaneConfig, seconds: float) -> float:
+    """Return signs per second of one session in a process of its own; the PIN goes over its standard input."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", _RAW, str(seconds), stdin=PIPE, stdout=PIPE, env={**os.environ, **lane.env}
+    )
+    said, _ = await process.communicate(msgspec.msgpack.encode(lane))
+    if process.returncode:
+        raise SystemExit("the raw loop failed, see above")
+    return float(said)
+
+
 async def _measure(
     config: Config, arguments: argparse.Namespace, logger: structlog.typing.FilteringBoundLogger
 ) -> dict[str, float]:
     lanes = prepare_home(config, logger)
-    raw_input = msgspec.msgpack.encode(lanes[0])
     raw: list[float] = []
     pipeline: list[float] = []
     csrs = _csrs(256)
-
-    def run_raw() -> float:
-        done = subprocess.run(
-            [sys.executable, "-c", _RAW, str(arguments.seconds)], input=raw_input, capture_output=True, check=True
-        )
-        return float(done.stdout)
 
     async with open_parts(config, lanes, clock=utc_now, logger=logger) as parts:
         with Progress(disable=arguments.json) as progress:
             task = progress.add_task("raw token and pipeline, in turns", total=2 * arguments.rounds)
             await _pipeline(parts, csrs, 0.5, arguments.at_once)  # warm up
             for _ in range(arguments.rounds):
-                raw.append(run_raw())
+                raw.append(await _raw(lanes[0], arguments.seconds))
                 progress.advance(task)
                 pipeline.append(await _pipeline(parts, csrs, arguments.seconds, arguments.at_once))
                 progress.advance(task)

@@ -44,6 +44,7 @@ class Answers:
         self._store_path = store_path
         self._reader: LmdbReader | None = None
         self._prefixes: dict[bytes, bytes] = {}
+        self._prefixes_generation = -1
         self.finisher = Finisher(max_age_cap_s=max_age_cap_s)
         self.fast = [0] * len(Result)
         self.slow = [0] * len(Result)
@@ -53,12 +54,19 @@ class Answers:
     def tick(self) -> None:
         """Once a second: open the store when it appears, follow it when it was replaced, learn its issuers."""
         self.finisher.tick()
+        if self._reader is not None and self._reader.replaced():
+            self.close()
+        self._open()
+
+    def _open(self) -> None:
+        """Open the store if it is there, and learn the issuers that were added since."""
         try:
-            if self._reader is not None and self._reader.replaced():
-                self.close()
             if self._reader is None:
                 self._reader = LmdbReader(self._store_path)
-            self._prefixes = self._reader.key_prefixes()
+            generation = self._reader.generation()
+            if generation != self._prefixes_generation:
+                self._prefixes = self._reader.key_prefixes()
+                self._prefixes_generation = generation
         except StoreError:
             self.close()
 
@@ -67,6 +75,7 @@ class Answers:
         if self._reader is not None:
             self._reader.close()
             self._reader = None
+        self._prefixes, self._prefixes_generation = {}, -1
 
     @property
     def open(self) -> bool:
@@ -80,14 +89,15 @@ class Answers:
     def key(self, issuer_hashes: bytes, serial: bytes) -> ResponseKey | None:
         """Return where the answer would be; None if the issuer is not ours. `serial`: octets of the INTEGER."""
         prefix = self._prefixes.get(issuer_hashes)
+        if prefix is None:
+            self._open()  # the store, or this issuer in it, may be new
+            prefix = self._prefixes.get(issuer_hashes)
         return None if prefix is None else ResponseKey(prefix + serial)
 
     def answer(self, key: ResponseKey | None) -> Answer | Need:
         """Return the HTTP answer of this second for a key."""
-        if self._reader is None:
-            return self.try_later()
-        if key is None:
-            return self.unauthorized()
+        if self._reader is None or key is None:
+            return self.unknown_issuer()
         try:
             entry = self._reader.read(key)
             if entry is None:
@@ -106,6 +116,14 @@ class Answers:
         if key[:1] == _SHA256_PREFIX and reader.read(ResponseKey(_SHA1_PREFIX + key[1:])) is not None:
             return Need.FORWARD
         return self.unauthorized()
+
+    def unknown_issuer(self) -> Answer:
+        """Answer for an issuer that is not in the store.
+
+        An issuer is registered when all its answers are there; while there is none, a store is being made or
+        rebuilt, and "unauthorized" would be a lie.
+        """
+        return self.unauthorized() if self._prefixes else self.try_later()
 
     def unauthorized(self) -> Answer:
         """Answer for a certificate that was never issued here (RFC 9919 §3.2.3): counted, it may be an attack."""

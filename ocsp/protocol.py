@@ -105,10 +105,9 @@ class Listener:
         self.answers.finisher.tick()
         key = self.answers.key(*match)
         if key is None:
-            if not self.answers.open:
-                return None
-            self.answers.fast[Result.UNAUTHORIZED] += 1
-            return self.answers.unauthorized()[1]
+            result, data = self.answers.unknown_issuer()
+            self.answers.fast[result] += 1
+            return data
         return self._answer(request, key)
 
     def _answer(self, request: bytes, key: ResponseKey) -> bytes | None:

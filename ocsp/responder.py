@@ -77,7 +77,7 @@ class Responder:
         try:
             cert_id = decode_request(der).cert_id
         except UnknownCertIdHash:
-            return answers.unauthorized() if answers.open else answers.try_later()
+            return answers.unknown_issuer()
         except MalformedOcspRequest:
             return answers.malformed()
         if cert_id.serial <= 0:

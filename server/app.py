@@ -89,7 +89,7 @@ async def open_parts(
         builder = HierarchyBuilder(config=config, pool=pool, database=database, clock=clock)
         hierarchy = await builder.ensure()
         _publish_ca_certificates(home, hierarchy)
-        tag = await _register_issuer(store, hierarchy.issuing)
+        tag = issuer_tag(hierarchy.issuing.certificate_der)
         presigner = await _presigner(
             config=config,
             builder=builder,
@@ -155,14 +155,17 @@ async def open_parts(
             refresher=Refresher(publisher=publisher, store=store, ground=ground),
             reconciler=Reconciler(publisher=publisher, store=store, ground=ground),
         )
-        await _recover(parts)
+        await _recover(parts, store, tag)
         yield parts
 
 
-async def _recover(parts: Parts) -> None:
+async def _recover(parts: Parts, store: LmdbStore, tag: IssuerTag) -> None:
     """Finish or close what a crash interrupted, before anybody can call."""
     await parts.issuance.recover()
     await parts.reconciler.reconcile()
+    # Only now is every answer of this issuer there; from now on workers may say that a serial is unknown.
+    issuing = parts.hierarchy.issuing
+    await store.put_issuer(tag, sha1=issuing.hashes("sha1"), sha256=issuing.hashes("sha256"))
     await parts.own.ensure_api(parts.config.listen.api_names)
     await parts.own.ensure_demo(parts.clients)
 
@@ -195,13 +198,6 @@ async def _presigner(
 
 def _responder(certificate: x509.Certificate, issuing: Issuer) -> Responder:
     return Responder.of(certificate, {"sha1": issuing.hashes("sha1"), "sha256": issuing.hashes("sha256")})
-
-
-async def _register_issuer(store: LmdbStore, issuing: Issuer) -> IssuerTag:
-    """Tell the workers which CertID hashes mean this CA."""
-    tag = issuer_tag(issuing.certificate_der)
-    await store.put_issuer(tag, sha1=issuing.hashes("sha1"), sha256=issuing.hashes("sha256"))
-    return tag
 
 
 def _publish_ca_certificates(home: Home, hierarchy: Hierarchy) -> None:

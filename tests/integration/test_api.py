@@ -14,8 +14,8 @@ from tests.support.certmill import Reply, RunningCertmill
 
 def test_without_a_client_certificate_there_is_no_connection(running: RunningCertmill) -> None:
     connection = HTTPSConnection("127.0.0.1", running.api_port, context=running.tls(client=False), timeout=10)
+    connection.request("GET", "/docs")  # under TLS 1.3 the refusal arrives after our first bytes
     with pytest.raises((ssl.SSLError, ConnectionError)):
-        connection.request("GET", "/docs")
         connection.getresponse()
     connection.close()
 

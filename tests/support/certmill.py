@@ -37,7 +37,7 @@ class Reply:
     body: bytes
 
     @property
-    def json(self) -> Any:
+    def json(self) -> Any:  # noqa: ANN401 - whatever the server said
         return json.loads(self.body)
 
 

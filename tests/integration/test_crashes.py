@@ -1,0 +1,184 @@
+"""Processes are killed under load; afterwards every answer that was given is still true."""
+
+import os
+import secrets
+import signal
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.x509 import ocsp
+
+from tests.support.ca import make_csr
+from tests.support.certmill import Reply, RunningCertmill, certmill
+from tests.support.ocsp_client import ask, ocsp_request_der
+
+
+@pytest.fixture
+def server(home: Path) -> Iterator[RunningCertmill]:
+    with certmill(home, CERTMILL_TOKEN_LANES="2") as running:
+        yield running
+
+
+def kill(running: RunningCertmill, pattern: str) -> int:
+    """kill -9 the first process of ours whose command line matches."""
+    pid = running.pids(pattern)[0]
+    os.kill(pid, signal.SIGKILL)
+    return pid
+
+
+def check_every_201(running: RunningCertmill, replies: list[Reply]) -> None:
+    """Every 201 has its row, its audit entries and its OCSP answer; no serial stands twice."""
+    issued = [reply.json for reply in replies if reply.status == 201]
+    serials = [body["serial"] for body in issued]
+    assert len(set(serials)) == len(serials)
+    with sqlite3.connect(running.home / "certmill.sqlite") as database:
+        rows = dict(database.execute("select serial, state from certificates where issuer = 'issuing'"))
+        audited = {
+            serial
+            for (serial,) in database.execute("select object from audit_log where action = 'certificate.issued'")
+        }
+    database.close()
+    issuing = x509.load_pem_x509_certificate((running.home / "ca/issuing.pem").read_bytes())
+    for body in issued:
+        assert rows[body["serial"]] == "issued"
+        assert body["serial"] in audited
+        leaf = x509.load_pem_x509_certificate(body["certificate"].encode())
+        answer = ask(running, ocsp_request_der(leaf, issuing))
+        assert answer.certificate_status is ocsp.OCSPCertStatus.GOOD
+    assert not [state for state in rows.values() if state == "intent"]
+
+
+def test_a_killed_lane_loses_no_request(server: RunningCertmill) -> None:
+    csrs = [make_csr(f"{secrets.token_hex(4)}.example.gov") for _ in range(200)]
+    halfway = threading.Event()
+
+    def issue(number: int) -> Reply:
+        if number == 60:
+            halfway.set()
+        return server.issue(csrs[number])
+
+    with ThreadPoolExecutor(32) as callers:
+        futures = [callers.submit(issue, number) for number in range(200)]
+        halfway.wait(60)
+        kill(server, "signer_pool.lane_process")
+        replies = [future.result() for future in futures]
+    assert [reply.status for reply in replies] == [201] * 200
+    check_every_201(server, replies)
+    restarts = [
+        line for line in server.admin("/metrics").body.decode().splitlines() if "lane_restarts_total{" in line
+    ]
+    assert sum(float(line.rpartition(" ")[2]) for line in restarts) >= 1
+
+
+def test_a_killed_authority_is_restarted_and_ocsp_never_stops(server: RunningCertmill) -> None:
+    csrs = [make_csr(f"{secrets.token_hex(4)}.example.gov") for _ in range(40)]
+    first = server.issue(csrs[0], key="first")
+    issuing = x509.load_pem_x509_certificate((server.home / "ca/issuing.pem").read_bytes())
+    leaf = x509.load_pem_x509_certificate(first.json["certificate"].encode())
+    request = ocsp_request_der(leaf, issuing)
+    stop = threading.Event()
+    statuses: list[ocsp.OCSPCertStatus] = []
+
+    def relying_party() -> None:
+        while not stop.is_set():
+            statuses.append(ask(server, request).certificate_status)
+
+    asking = threading.Thread(target=relying_party)
+    asking.start()
+    replies: list[Reply] = [first]
+
+    def issue(number: int) -> None:
+        try:
+            replies.append(server.issue(csrs[number], key=f"key-{number}"))
+        except OSError:
+            return  # the authority died under this call: it was not answered, so nothing was promised
+
+    with ThreadPoolExecutor(16) as callers:
+        for number in range(1, 40):
+            callers.submit(issue, number)
+        time.sleep(0.05)  # somewhere in the middle of the calls; any moment must do
+        kill(server, r"-m server authority")
+    server.wait_ready()
+    during = len(statuses)
+    while len(statuses) < during + 20:
+        assert asking.is_alive()
+        time.sleep(0.01)
+    stop.set()
+    asking.join()
+    assert set(statuses) == {ocsp.OCSPCertStatus.GOOD}
+    check_every_201(server, replies)
+    # Whoever got no answer repeats the call with its key and gets the one certificate of that key.
+    again = [server.issue(csrs[number], key=f"key-{number}") for number in range(1, 40)]
+    assert {reply.status for reply in again} == {201}
+    known = {r.json["dns_names"][0]: r.json["serial"] for r in replies if r.status == 201}
+    for reply in again:
+        assert known.setdefault(reply.json["dns_names"][0], reply.json["serial"]) == reply.json["serial"]
+    check_every_201(server, again)
+
+
+def test_a_killed_worker_is_restarted(server: RunningCertmill) -> None:
+    killed = kill(server, r"-m server ocsp")
+    deadline = time.monotonic() + 20
+    while True:
+        pids = server.pids(r"-m server ocsp")
+        try:
+            if pids and pids[0] != killed and server.public("GET", "/ca/root.cer").status == 200:
+                return
+        except OSError:
+            pass
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_nothing_outlives_a_killed_supervisor(server: RunningCertmill) -> None:
+    assert server.process is not None
+    children = server.pids(".")
+    server.process.kill()
+    server.process.wait()
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() and not is_zombie(pid) for pid in children):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def is_zombie(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def test_a_second_start_finds_everything_again(home: Path) -> None:
+    with certmill(home) as running:
+        root = (home / "ca/root.pem").read_bytes()
+        issued = running.issue(make_csr("kept.example.gov")).json
+        assert running.stop() == 0
+        running.start()
+        assert (home / "ca/root.pem").read_bytes() == root
+        assert running.api("GET", f"/v1/certificates/{issued['serial']}").json == issued
+        (home / "certmill.toml").write_text("[ocsp]\nworkers = 'many'\n")
+        assert running.stop() == 0
+        with pytest.raises(AssertionError, match=r"ended with 78(.|\n)*setting ocsp.workers"):
+            running.start()
+
+
+def test_a_lost_response_store_is_rebuilt_from_the_database(home: Path) -> None:
+    with certmill(home) as running:
+        issued = running.issue(make_csr("a.example.gov")).json
+        revoked = running.issue(make_csr("b.example.gov")).json
+        running.revoke(revoked["serial"], "keyCompromise")
+        running.stop()
+        for file in (home / "responses").iterdir():
+            file.unlink()
+        running.start()
+        issuing = x509.load_pem_x509_certificate((home / "ca/issuing.pem").read_bytes())
+        for body, status in ((issued, ocsp.OCSPCertStatus.GOOD), (revoked, ocsp.OCSPCertStatus.REVOKED)):
+            leaf = x509.load_pem_x509_certificate(body["certificate"].encode())
+            for algorithm in ("sha1", "sha256"):
+                assert ask(running, ocsp_request_der(leaf, issuing, algorithm)).certificate_status is status

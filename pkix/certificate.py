@@ -9,6 +9,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from pkix.algorithms import SigningPublicKey, signature_algorithm
 from pkix.csr import IpAddress
+from pkix.errors import LintError
 from pkix.issuer import Issuer
 from pkix.keys import SubjectPublicKey
 from pkix.names import CertificateDer, SerialNumber, TbsDer
@@ -48,10 +49,12 @@ def choose_validity(
     """Choose a validity of at most `lifetime`, both ends included (BR 6.3.2).
 
     notBefore lies `backdate` before now (subscribers' clocks are late), yet not before the issuer's;
-    notAfter is clipped to the issuer's.
+    notAfter is clipped to the issuer's. Raises `LintError` if nothing is left, as when the issuer has expired.
     """
     not_before = max(now.replace(microsecond=0) - backdate, issuer.not_valid_before_utc)
     not_after = min(not_before + lifetime - ONE_SECOND, issuer.not_valid_after_utc)
+    if not_after < now:
+        raise LintError("BR 6.3.2: no time is left: the issuing CA has expired, or the profile gives no lifetime")
     return Validity(not_before=not_before, not_after=not_after)
 
 

@@ -35,7 +35,7 @@ class IssuanceRecords:
     async def record_intents(self, batch: Sequence[PreparedOrder], now: int) -> None:
         """Step 4: serials, TBS digests, profile versions, clients, audit entries: all durable, or nothing.
 
-        Raises `IntegrityError` if a serial or an idempotency key exists already.
+        Raises `StorageError`, also if a serial or an idempotency key exists already.
         """
         keys = [self._key_row(p, now) for p in batch if p.order.idempotency_key is not None]
         async with self._database.write() as connection:

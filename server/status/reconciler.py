@@ -38,7 +38,7 @@ class Reconciler:
         ground: Ground,
     ) -> None:
         self._publisher = publisher
-        self._store = store
+        self.store = store
         self._database = ground.database
         self._clock = ground.clock
         self._metrics = ground.metrics
@@ -102,7 +102,7 @@ class Reconciler:
         names: tuple[HashName, ...] = ("sha1", "sha256") if row.also_sha256 else ("sha1",)
         answers = []
         for name in names:
-            stored = await self._store.get(self._publisher.presigner.key(status.serial, name))
+            stored = await self.store.get(self._publisher.presigner.key(status.serial, name))
             if not self._right(stored, wanted):
                 answers.append(Answer(status=status, hash_name=name, not_after=row.not_after))
         return answers

@@ -28,8 +28,8 @@ _BUSY_TIMEOUT_MS = 5000
 class Database:
     """Async access to the database file, as a context manager.
 
-    `write()` and `read()` raise `StorageError` (the operator's business: disk, file, corruption) for every
-    driver error except constraint violations, which stay `sqlalchemy.exc.IntegrityError`.
+    `write()` and `read()` raise `StorageError` for every driver error, constraint violations included: a row
+    that the database refuses is not stored, whatever the reason.
     """
 
     def __init__(self, path: Path) -> None:
@@ -65,13 +65,7 @@ class Database:
             async with engine.begin() as connection:
                 yield connection
         except (DBAPIError, sqlite3.Error, OSError) as error:
-            if _is_constraint(error):
-                raise
             raise StorageError(f"database {self._path}: {_reason(error)}") from error
-
-
-def _is_constraint(error: BaseException) -> bool:
-    return isinstance(error, DBAPIError) and isinstance(error.orig, sqlite3.IntegrityError)
 
 
 def _reason(error: BaseException) -> str:

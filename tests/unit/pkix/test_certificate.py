@@ -91,6 +91,11 @@ def test_a_certificate_never_outlives_its_issuer() -> None:
     assert load(short, prepare(short)).not_valid_after_utc == short.issuer.certificate.not_valid_after_utc
 
 
+def test_an_expired_issuer_issues_nothing() -> None:
+    with pytest.raises(LintError, match="issuing CA has expired"):
+        prepare(make_ca(days=1, now=NOW - dt.timedelta(days=1)))
+
+
 def test_extensions_of_each_profile(ca: TestCa, rsa_key: rsa.RSAPrivateKey) -> None:
     server = load(ca, prepare(ca, key=rsa_key)).extensions
     assert server.get_extension_for_class(x509.KeyUsage).value.key_encipherment
@@ -141,7 +146,7 @@ def test_lint_finds_wrong_times_issuers_and_keys(ca: TestCa) -> None:
     with pytest.raises(LintError, match="48 hours"):
         lint_certificate(prepared, ca.issuer, now=NOW + dt.timedelta(hours=49))
     with pytest.raises(LintError, match="expired before"):
-        lint_certificate(prepare(ca, lifetime=dt.timedelta(minutes=1)), ca.issuer, now=NOW + dt.timedelta(hours=1))
+        lint_certificate(prepare(ca, lifetime=dt.timedelta(minutes=10)), ca.issuer, now=NOW + dt.timedelta(hours=1))
     with pytest.raises(LintError, match="authority key identifier"):
         lint_certificate(prepared, make_ca().issuer, now=NOW)
     own_key = prepare(ca, key=ca.key)

@@ -35,15 +35,15 @@ class LmdbStore:
         try:
             await self._in_thread(self._open)
         except BaseException:
-            self._thread.shutdown()
+            self._thread.shutdown(wait=False)
             raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._in_thread(self._close)
-        self._thread.shutdown()
+        await self._in_thread(self._close)  # the last in the queue
+        self._thread.shutdown(wait=False)
 
     async def publish(self, responses: Sequence[tuple[ResponseKey, StoredResponse]]) -> None:
         """Merge the responses, see `ResponseStore`."""

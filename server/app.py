@@ -1,8 +1,9 @@
 """The only place that wires things together: what `certmill authority` is made of, opened in one stack."""
 
+import asyncio
 import datetime as dt
 from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
@@ -75,7 +76,7 @@ async def open_parts(
     metrics = AuthorityMetrics(registry)
     async with AsyncExitStack() as stack:
         stack.enter_context(exclusive(home))
-        files = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="files"))
+        files = await stack.enter_async_context(_thread("files"))
         pool = await stack.enter_async_context(
             SignerPool(
                 lanes=lanes, registry=registry, logger=logger, batch_deadline_s=config.token.batch_deadline_s
@@ -88,7 +89,7 @@ async def open_parts(
         )
         builder = HierarchyBuilder(config=config, pool=pool, database=database, clock=clock)
         hierarchy = await builder.ensure()
-        _publish_ca_certificates(home, hierarchy)
+        await asyncio.get_running_loop().run_in_executor(files, _publish_ca_certificates, home, hierarchy)
         tag = issuer_tag(hierarchy.issuing.certificate_der)
         presigner = await _presigner(
             config=config,
@@ -150,7 +151,7 @@ async def open_parts(
             publisher=publisher,
             issuance=issuance,
             revocation=RevocationService(publisher=publisher, crl_publisher=issuing_crl, ground=ground),
-            own=OwnCertificates(home=home, issuing=hierarchy.issuing, issuance=issuance, clock=clock),
+            own=OwnCertificates(home=home, issuing=hierarchy.issuing, issuance=issuance, files=files, clock=clock),
             crl_publishers=(root_crl, issuing_crl),
             refresher=Refresher(publisher=publisher, store=store, ground=ground),
             reconciler=Reconciler(publisher=publisher, store=store, ground=ground),
@@ -168,6 +169,17 @@ async def _recover(parts: Parts, store: LmdbStore, tag: IssuerTag) -> None:
     await store.put_issuer(tag, sha1=issuing.hashes("sha1"), sha256=issuing.hashes("sha256"))
     await parts.own.ensure_api(parts.config.listen.api_names)
     await parts.own.ensure_demo(parts.clients)
+
+
+@asynccontextmanager
+async def _thread(name: str) -> AsyncIterator[Executor]:
+    """Own a thread for blocking work; on leaving, what was begun is finished without blocking the loop."""
+    executor = ThreadPoolExecutor(1, thread_name_prefix=name)
+    try:
+        yield executor
+        await asyncio.get_running_loop().run_in_executor(executor, bool)  # the last in the queue
+    finally:
+        executor.shutdown(wait=False)
 
 
 async def renew_responder(parts: Parts) -> None:

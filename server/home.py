@@ -87,9 +87,8 @@ class Home:
 def exclusive(home: Home) -> Iterator[None]:
     """Be the only authority of this home while inside; raises `AlreadyRunning`.
 
-    The kernel drops the lock with the process, however it ends.
+    The kernel drops the lock with the process, however it ends. The home has been created.
     """
-    home.run.mkdir(parents=True, exist_ok=True, mode=0o700)
     descriptor = os.open(home.run / "authority.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:

@@ -3,10 +3,14 @@
 They are issued by the ordinary engine, so each has its row, its audit entries and its OCSP answer.
 """
 
+import asyncio
 import datetime as dt
+import hashlib
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -29,6 +33,8 @@ from server.home import Home, write_file
 from server.issuance.order import Order
 from server.issuance.service import IssuanceService
 
+P = ParamSpec("P")
+R = TypeVar("R")
 RENEWAL = dt.timedelta(days=30)
 DEMO = Client(name="demo", profiles=(ANY,), names=(ANY,))
 
@@ -36,8 +42,11 @@ DEMO = Client(name="demo", profiles=(ANY,), names=(ANY,))
 class OwnCertificates:
     """Issues and renews certificates whose keys are files of this home."""
 
-    def __init__(self, *, home: Home, issuing: Issuer, issuance: IssuanceService, clock: Clock) -> None:
+    def __init__(
+        self, *, home: Home, issuing: Issuer, issuance: IssuanceService, files: Executor, clock: Clock
+    ) -> None:
         self._home = home
+        self._files = files
         self._issuing = issuing
         self._issuance = issuance
         self._clock = clock
@@ -51,18 +60,16 @@ class OwnCertificates:
     async def ensure_demo(self, registry: ClientRegistry) -> None:
         """Make the demo client: files in `clients/demo`, pinned to a client that may ask for anything."""
         directory = self._home.clients / "demo"
-        directory.mkdir(exist_ok=True, mode=0o700)
+        await self._on_disk(_make_directory, directory)
         await self._ensure(directory / "cert.pem", directory / "key.pem", TLS_CLIENT, _name("demo"), ())
-        certificate = x509.load_pem_x509_certificate((directory / "cert.pem").read_bytes())
+        certificate = x509.load_pem_x509_certificate(await self._on_disk(Path.read_bytes, directory / "cert.pem"))
         spki = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-        digest = hashes.Hash(hashes.SHA256())
-        digest.update(spki)
-        await registry.enrol(DEMO, digest.finalize())
+        await registry.enrol(DEMO, hashlib.sha256(spki).digest())
 
     async def _ensure(
         self, chain: Path, key_file: Path, profile: Profile, subject: x509.Name, names: Sequence[str]
     ) -> None:
-        if self._usable(chain, key_file, names):
+        if await self._on_disk(self._usable, chain, key_file, names):
             return
         key = ec.generate_private_key(ec.SECP256R1())
         builder = x509.CertificateSigningRequestBuilder().subject_name(subject)
@@ -77,8 +84,11 @@ class OwnCertificates:
         certificate = x509.load_der_x509_certificate(issued.certificate_der)
         pem = certificate.public_bytes(Encoding.PEM) + self._issuing.certificate_pem.encode()
         secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        write_file(key_file, secret, mode=0o600)
-        write_file(chain, pem)
+        await self._on_disk(_write_pair, key_file, secret, chain, pem)
+
+    async def _on_disk(self, work: Callable[P, R], *arguments: P.args, **_: P.kwargs) -> R:
+        """Do blocking file work in the thread for it."""
+        return await asyncio.get_running_loop().run_in_executor(self._files, work, *arguments)
 
     def _usable(self, chain: Path, key_file: Path, names: Sequence[str]) -> bool:
         """Say whether the files hold a matching, live certificate of this CA for these names."""
@@ -91,6 +101,16 @@ class OwnCertificates:
         if certificate.not_valid_after_utc < self._clock() + RENEWAL:
             return False
         return key.public_key() == certificate.public_key() and _has_names(certificate, names)
+
+
+def _make_directory(path: Path) -> None:
+    path.mkdir(exist_ok=True, mode=0o700)
+
+
+def _write_pair(key_file: Path, secret: bytes, chain: Path, pem: bytes) -> None:
+    """Write key and chain; a crash in between leaves a pair that does not match, which is made anew."""
+    write_file(key_file, secret, mode=0o600)
+    write_file(chain, pem)
 
 
 def _has_names(certificate: x509.Certificate, names: Sequence[str]) -> bool:

@@ -88,7 +88,8 @@ class CrlPublisher:
     async def due_at(self) -> dt.datetime:
         """Return when the next CRL is due: the interval after the last one, now if file or CRL is missing."""
         latest = await self._latest()
-        if latest is None or not self._path.exists():
+        there = await asyncio.get_running_loop().run_in_executor(self._files, self._path.exists)
+        if latest is None or not there:
             return self._clock()
         number, this_update, next_update, entries = latest
         self._measure(number, next_update, entries)

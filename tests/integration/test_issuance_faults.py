@@ -21,6 +21,7 @@ from signer_pool.errors import PoolFull, PoolUnavailable
 from tests.support.authority import (
     MINISTRY,
     MovableClock,
+    Prepared,
     Table,
     authority,
     order,
@@ -42,10 +43,13 @@ def table(tmp_path: Path) -> Table:
 
 
 @pytest.fixture
-async def parts(tmp_path: Path, clock: MovableClock) -> AsyncIterator[Parts]:
-    config = software_config(tmp_path, CERTMILL_ISSUANCE_BATCH_AGE_MS="5")
-    lanes = prepare(config)
-    async with authority(config, lanes, clock) as opened:
+def prepared(tmp_path: Path) -> Prepared:
+    return prepare(software_config(tmp_path, CERTMILL_ISSUANCE_BATCH_AGE_MS="5"))
+
+
+@pytest.fixture
+async def parts(prepared: Prepared, clock: MovableClock) -> AsyncIterator[Parts]:
+    async with authority(prepared, clock) as opened:
         yield opened
 
 
@@ -94,17 +98,15 @@ async def test_intents_that_could_not_be_closed_are_closed_by_the_retry(parts: P
 
 
 async def test_intents_that_a_crash_left_are_closed_at_the_next_start(
-    tmp_path: Path, clock: MovableClock, table: Table
+    prepared: Prepared, clock: MovableClock, table: Table
 ) -> None:
-    config = software_config(tmp_path)
-    lanes = prepare(config)
-    async with authority(config, lanes, clock) as first:
+    async with authority(prepared, clock) as first:
         table.fail("update on certificates")
         with pytest.raises(StorageError):
             await first.issuance.issue(order(key="k"))
         table.mend()
     assert table.states() == ["intent"]
-    async with authority(config, lanes, clock) as second:
+    async with authority(prepared, clock) as second:
         assert table.states() == ["abandoned"]
         assert not (await second.issuance.issue(order(key="k"))).replayed
         assert table.rows("select count(*) from audit_log where action = 'certificate.abandoned'") == [(1,)]

@@ -18,7 +18,16 @@ from server.revocation.service import Revocation
 from server.status.publisher import Answer, certificate_status
 from signer_pool.errors import PoolUnavailable
 from signer_pool.pool import Priority
-from tests.support.authority import MovableClock, Table, authority, order, prepare, software_config, stored_status
+from tests.support.authority import (
+    MovableClock,
+    Prepared,
+    Table,
+    authority,
+    order,
+    prepare,
+    software_config,
+    stored_status,
+)
 
 
 @pytest.fixture
@@ -32,10 +41,13 @@ def table(tmp_path: Path) -> Table:
 
 
 @pytest.fixture
-async def parts(tmp_path: Path, clock: MovableClock) -> AsyncIterator[Parts]:
-    config = software_config(tmp_path)
-    lanes = prepare(config)
-    async with authority(config, lanes, clock) as opened:
+def prepared(tmp_path: Path) -> Prepared:
+    return prepare(software_config(tmp_path))
+
+
+@pytest.fixture
+async def parts(prepared: Prepared, clock: MovableClock) -> AsyncIterator[Parts]:
+    async with authority(prepared, clock) as opened:
         yield opened
 
 

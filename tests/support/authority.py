@@ -5,6 +5,7 @@ import logging
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
@@ -52,15 +53,23 @@ def software_config(home: Path, **settings: str) -> Config:
     return load_config({"CERTMILL_HOME": str(home), "CERTMILL_TOKEN_KIND": "software", **settings})
 
 
-def prepare(config: Config) -> list[LaneConfig]:
+@dataclass(frozen=True)
+class Prepared:
+    """A home with token and database."""
+
+    config: Config
+    lanes: list[LaneConfig]
+
+
+def prepare(config: Config) -> Prepared:
     """Prepare the home; blocking."""
-    return prepare_home(config, quiet_logger())
+    return Prepared(config, prepare_home(config, quiet_logger()))
 
 
 @asynccontextmanager
-async def authority(config: Config, lanes: list[LaneConfig], clock: MovableClock) -> AsyncIterator[Parts]:
-    """Open all parts of an authority on `config.home`."""
-    async with open_parts(config, lanes, clock=clock, logger=quiet_logger()) as parts:
+async def authority(prepared: Prepared, clock: MovableClock) -> AsyncIterator[Parts]:
+    """Open all parts of an authority on a prepared home."""
+    async with open_parts(prepared.config, prepared.lanes, clock=clock, logger=quiet_logger()) as parts:
         yield parts
 
 

@@ -146,7 +146,9 @@ def test_lint_finds_wrong_times_issuers_and_keys(ca: TestCa) -> None:
     with pytest.raises(LintError, match="48 hours"):
         lint_certificate(prepared, ca.issuer, now=NOW + dt.timedelta(hours=49))
     with pytest.raises(LintError, match="expired before"):
-        lint_certificate(prepare(ca, lifetime=dt.timedelta(minutes=10)), ca.issuer, now=NOW + dt.timedelta(hours=1))
+        lint_certificate(
+            prepare(ca, lifetime=dt.timedelta(minutes=10)), ca.issuer, now=NOW + dt.timedelta(hours=1)
+        )
     with pytest.raises(LintError, match="authority key identifier"):
         lint_certificate(prepared, make_ca().issuer, now=NOW)
     own_key = prepare(ca, key=ca.key)

@@ -17,6 +17,7 @@ def test_secrets_are_for_the_owner_alone(tmp_path: Path) -> None:
 
 def test_a_second_authority_is_refused_while_the_first_lives(tmp_path: Path) -> None:
     home = Home(tmp_path)
+    home.create()
     with exclusive(home), pytest.raises(AlreadyRunning, match="CERTMILL_HOME"), exclusive(home):
         pass
     with exclusive(home):

@@ -51,9 +51,13 @@ class Doorman:
         self._locks: dict[str, asyncio.Lock] = {}
         self._rejected: list[tuple[LaneConfig, str]] = []
 
+    def alone(self, token: str) -> asyncio.Lock:
+        """Return the lock under which no lane of this token is opened, so that none sees half a key."""
+        return self._locks.setdefault(token, asyncio.Lock())
+
     async def open(self, config: LaneConfig) -> Lane:
         """Open a lane; raises `LaneStartError`, `PinRejected`."""
-        async with self._locks.setdefault(config.token, asyncio.Lock()):
+        async with self.alone(config.token):
             for refused, reason in self._rejected:
                 if refused == config:
                     raise PinRejected(reason)

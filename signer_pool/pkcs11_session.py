@@ -7,6 +7,7 @@ import hashlib
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import cast
 
@@ -226,7 +227,9 @@ class Pkcs11Session:
         by_id: dict[bytes, bytes] = {}
         by_label: dict[str, bytes] = {}
         for public in self._session.get_objects({Attribute.CLASS: ObjectClass.PUBLIC_KEY}):
-            if isinstance(public, pkcs11.PublicKey) and public.key_type in {KeyType.RSA, KeyType.EC}:
+            if not isinstance(public, pkcs11.PublicKey) or public.key_type not in {KeyType.RSA, KeyType.EC}:
+                continue
+            with suppress(ValueError):  # damaged, or another program is just writing it
                 by_id[public.id] = by_label[public.label] = _spki_der(public)
         found: dict[str, _Key] = {}
         ambiguous: set[str] = set()
@@ -252,6 +255,7 @@ def _algorithm(spki_der: bytes | None) -> KeyAlgorithm | None:
 
 
 def _spki_der(public: pkcs11.PublicKey) -> bytes:
+    """Return the SubjectPublicKeyInfo of an RSA or EC key; raises ValueError if parts of it are missing."""
     if public.key_type is KeyType.EC:
         return encode_ec_public_key(public)
     numbers = rsa.RSAPublicNumbers(

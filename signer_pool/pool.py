@@ -94,12 +94,12 @@ class SignerPool:
             states=[state.value for state in LaneState],
             queue_depth=lambda: len(self._backlog),
         )
-        doorman = Doorman(lane_opener, batch_deadline_s=batch_deadline_s, start_deadline_s=start_deadline_s)
+        self._doorman = Doorman(lane_opener, batch_deadline_s=batch_deadline_s, start_deadline_s=start_deadline_s)
         self._keepers = [
             LaneKeeper(
                 f"lane-{number}",
                 config,
-                doorman=doorman,
+                doorman=self._doorman,
                 adopt=self._ring.adopt,
                 on_ready=self._on_ready,
                 on_down=self._on_down,
@@ -199,10 +199,13 @@ class SignerPool:
         async with self._generating:
             if label in self._ring.labels():
                 raise KeyExists(f"key {label!r} exists already")
-            lane = next((keeper.lane for keeper in self._keepers if keeper.lane), None)
-            if lane is None:
+            keeper = next((keeper for keeper in self._keepers if keeper.lane), None)
+            if keeper is None:
                 raise PoolUnavailable("no lane is ready")
-            reply = await lane.ask(Generate(label, algorithm), deadline_s=self._start_deadline_s)
+            async with self._doorman.alone(keeper.config.token):
+                if keeper.lane is None:
+                    raise PoolUnavailable("the lane was lost before it could generate the key")
+                reply = await keeper.lane.ask(Generate(label, algorithm), deadline_s=self._start_deadline_s)
             self._ring.learn(label, cast("Generated", reply).public_key)
             await self._relist()
         return self._ring.public_key(label)

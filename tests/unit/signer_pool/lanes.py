@@ -52,10 +52,10 @@ def _generate(config: SoftwareLaneConfig, keys: tuple[tuple[str, KeyAlgorithm], 
         session.generate(label, algorithm)
 
 
-def _beside_the_loop(work: Callable[P, None], *arguments: P.args, **_: P.kwargs) -> None:
+def _beside_the_loop(work: Callable[P, None], *arguments: P.args, **named: P.kwargs) -> None:
     """Do what prepares a test in a thread, so that the check for blocking calls sees only what is tested."""
     with ThreadPoolExecutor(1) as thread:
-        thread.submit(work, *arguments).result()
+        thread.submit(work, *arguments, **named).result()
 
 
 def p256_config(directory: Path) -> SoftwareLaneConfig:

@@ -51,6 +51,7 @@ class PlayedLane:
         self.pipe: list[SignedCallback] = []
         self.relist_error: Exception | None = None
         self.killed: list[str] = []
+        self.generation_s = 0.0
         self._lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._free_at = 0.0
 
@@ -77,6 +78,9 @@ class PlayedLane:
     async def ask(self, request: Generate | Relist, *, deadline_s: float) -> Reply:
         assert deadline_s > 0
         if isinstance(request, Generate):
+            await asyncio.sleep(self.generation_s)
+            if self._lost.done():
+                raise PoolUnavailable("lost")
             return Generated(SPKI)
         if self.relist_error:
             raise self.relist_error
@@ -338,5 +342,37 @@ def test_lane_that_cannot_list_a_new_key_is_replaced() -> None:
             await asyncio.sleep(0.01)
             assert pool.health().alive == 1
             await pool.generate_key("newer", KeyAlgorithm.EC_P256)
+
+    run_virtual(main)
+
+
+def test_no_lane_sees_half_a_key() -> None:
+    async def main() -> None:
+        stage = Stage(None, LaneStartError("once"))
+        async with pool_of(stage, CONFIG, CONFIG) as pool:
+            stage.lanes[0].generation_s = 1.0
+            await pool.generate_key("new", KeyAlgorithm.EC_P256)
+            assert len(stage.lanes) == 1
+            await asyncio.sleep(0.001)
+            assert len(stage.lanes) == 2
+
+    run_virtual(main)
+
+
+def test_lane_that_is_lost_before_its_turn_generates_nothing() -> None:
+    async def slow(config: LaneConfig, batch_deadline_s: float) -> Lane:
+        if stage.lanes:
+            await asyncio.sleep(1.0)
+        return await stage(config, batch_deadline_s)
+
+    stage = Stage()
+
+    async def main() -> None:
+        async with pool_of(slow, CONFIG, CONFIG) as pool:
+            generating = asyncio.ensure_future(pool.generate_key("new", KeyAlgorithm.EC_P256))
+            await asyncio.sleep(0.1)
+            stage.lanes[0].kill("gone")
+            with pytest.raises(PoolUnavailable, match="before it could"):
+                await generating
 
     run_virtual(main)

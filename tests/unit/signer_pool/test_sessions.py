@@ -266,6 +266,15 @@ def test_only_pairs_that_can_sign_are_listed() -> None:
     assert set(session.public_keys()) == {"good", "by label"}
 
 
+def test_key_that_is_half_written_is_passed_over() -> None:
+    halves = FakePublic("rsa", b"1"), FakePublic("ec", b"2")
+    halves[0]._facts |= {Attribute.KEY_TYPE: KeyType.RSA, Attribute.PUBLIC_EXPONENT: b"", Attribute.MODULUS: b""}
+    halves[1]._facts |= {Attribute.EC_POINT: b""}
+    privates = FakePrivate("rsa", b"1"), FakePrivate("ec", b"2")
+    session = session_of(*halves, *privates, FakePublic("good", b"3"), FakePrivate("good", b"3"))
+    assert set(session.public_keys()) == {"good"}
+
+
 def test_token_errors_while_signing_are_told_by_name() -> None:
     session = session_of(FakePublic("key", b"1"), FakePrivate("key", b"1", pkcs11.DeviceError()))
     session.public_keys()

@@ -4,6 +4,8 @@ One place decides, so both paths say the same. Counters are plain integers; `met
 """
 
 import enum
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from ocsp.entry import Finisher
@@ -40,12 +42,12 @@ _BY_STATUS = {Status.GOOD: Result.GOOD, Status.REVOKED: Result.REVOKED}
 class Answers:
     """Finds answers in the store of this host, which may not exist yet, or be replaced while we run."""
 
-    def __init__(self, store_path: Path, *, max_age_cap_s: int) -> None:
+    def __init__(self, store_path: Path, *, max_age_cap_s: int, clock: Callable[[], float] = time.time) -> None:
         self._store_path = store_path
         self._reader: LmdbReader | None = None
         self._prefixes: dict[bytes, bytes] = {}
         self._prefixes_generation = -1
-        self.finisher = Finisher(max_age_cap_s=max_age_cap_s)
+        self.finisher = Finisher(max_age_cap_s=max_age_cap_s, clock=clock)
         self.fast = [0] * len(Result)
         self.slow = [0] * len(Result)
         self.stale_refused = 0

@@ -7,6 +7,7 @@ never changes, then the body. A worker adds the lines that depend on the second,
 import hashlib
 import struct
 import time
+from collections.abc import Callable
 from email.utils import formatdate
 
 from ocsp.store import Status, StoredResponse
@@ -61,15 +62,16 @@ class Finisher:
     for each second, not for each answer.
     """
 
-    def __init__(self, *, max_age_cap_s: int) -> None:
+    def __init__(self, *, max_age_cap_s: int, clock: Callable[[], float] = time.time) -> None:
         self._cap = max_age_cap_s
+        self._clock = clock
         self.now = 0
         self._usual = b""
         self._error = b""
 
     def tick(self) -> int:
         """Look at the clock; returns whole seconds since 1970."""
-        now = int(time.time())
+        now = int(self._clock())
         if now != self.now:
             self.set_second(now)
         return now

@@ -1,6 +1,7 @@
 """Asks the authority to sign an answer that the store lacks: coalesced, bounded, with a deadline."""
 
 import asyncio
+import functools
 from pathlib import Path
 
 import aiohttp
@@ -34,8 +35,13 @@ class Forwarder:
                 raise AuthorityUnavailable("too many answers are waiting to be signed")
             task = asyncio.get_running_loop().create_task(self._ask(request_der))
             self._running[key] = task
-            task.add_done_callback(lambda _task: self._running.pop(key, None))
+            task.add_done_callback(functools.partial(self._ended, key))
         return await asyncio.shield(task)
+
+    def _ended(self, key: ResponseKey, task: asyncio.Task[bytes]) -> None:
+        self._running.pop(key, None)
+        if not task.cancelled():
+            task.exception()  # looked at, even when every asker has gone
 
     async def _ask(self, request_der: bytes) -> bytes:
         try:

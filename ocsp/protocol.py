@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from ocsp.answers import Answers, Need, Result
+from ocsp.handover import HandedOver
 from ocsp.store import ResponseKey
 from ocsp.wire import Fast, Scanner, Verdict
 from pkix.ocsp_request import template_match
@@ -27,10 +28,11 @@ Remembered = tuple[ResponseKey, int, int, bytes, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deadlines:
-    """How long a connection may idle, take for one request, or live after it was handed over; seconds."""
+    """How long a connection may idle, take for one request or one body, or live after its hand-over; seconds."""
 
     idle_s: int = 75
     request_s: int = 10
+    body_s: float = 5.0
     handed_over_s: int = 600
 
 
@@ -52,7 +54,7 @@ class Listener:
         self.deadlines = deadlines
         self.remembered: dict[bytes, Remembered] = {}
         self.connections: set[OcspProtocol] = set()
-        self.handed_over: dict[asyncio.Transport, int] = {}
+        self.handed_over: set[HandedOver] = set()
         self.handovers = 0
         self.refused_connections = 0
         self._max_connections = max_connections
@@ -74,11 +76,9 @@ class Listener:
         now = self.answers.finisher.now
         for connection in list(self.connections):
             connection.cut_if_late(now, self.deadlines)
-        for transport, since in list(self.handed_over.items()):
-            if transport.is_closing():
-                del self.handed_over[transport]
-            elif now - since > self.deadlines.handed_over_s:
-                transport.abort()
+        for handed_over in list(self.handed_over):
+            if now - handed_over.since > self.deadlines.handed_over_s:
+                handed_over.abort()
 
     def drain(self) -> None:
         """Stop serving: close what waits for a next request; what was written is still sent."""
@@ -198,15 +198,18 @@ class OcspProtocol(asyncio.Protocol):
 
     def _hand_over(self, unconsumed: bytes) -> None:
         """Let aiohttp have the connection, beginning with the request that we do not know."""
-        listener, transport = self._listener, self._transport
+        listener = self._listener
         listener.handovers += 1
         listener.connections.discard(self)
-        listener.handed_over[transport] = listener.answers.finisher.now
+        handed_over = HandedOver(
+            self._transport,
+            listener.successor(),
+            since=listener.answers.finisher.now,
+            forget=listener.handed_over.discard,
+        )
+        listener.handed_over.add(handed_over)
         self._buffer = b""
-        successor = listener.successor()
-        transport.set_protocol(successor)
-        successor.connection_made(transport)
-        successor.data_received(unconsumed)
+        handed_over.take_over(unconsumed)
 
     def pause_writing(self) -> None:
         """Stop reading while the peer does not take our answers: memory stays bounded."""

@@ -1,5 +1,6 @@
 """The repository: CRLs and CA certificates as files, with caching (RFC 5280 §4.2.1.13, RFC 2585)."""
 
+import asyncio
 from pathlib import Path
 
 from aiohttp import web
@@ -22,7 +23,10 @@ _INDEX = """certmill: certificate status and CA certificates
 
 
 class Repository:
-    """Serves files of two flat directories; a name never leaves them."""
+    """Serves files of two flat directories; a name never leaves them.
+
+    Files are read in the loop's default executor, which is aiohttp's choice: the worker bounds it.
+    """
 
     def __init__(self, public_dir: Path) -> None:
         self._directories = {"crl": public_dir / "crl", "ca": public_dir / "ca"}
@@ -45,7 +49,7 @@ class Repository:
         name = request.match_info["name"]
         directory = self._directories[request.path.split("/")[1]]
         path = directory / name
-        if not path.is_file():
+        if not await asyncio.get_running_loop().run_in_executor(None, path.is_file):
             raise web.HTTPNotFound(text="no such file\n", headers={"Cache-Control": "no-store"})
         media_type, max_age = _TYPES[path.suffix]
         headers = {"Content-Type": media_type, "Cache-Control": f"public, max-age={max_age}, must-revalidate"}

@@ -21,18 +21,26 @@ from pkix.errors import MalformedOcspRequest
 from pkix.ocsp_request import UnknownCertIdHash, decode_request
 
 MAX_REQUEST_BYTES = 10_000
-BODY_DEADLINE_S = 5.0
 _COPIED = ("ETag", "Last-Modified", "Cache-Control", "Expires", "Date")
 
 
 class Responder:
     """Handlers under the OCSP path."""
 
-    def __init__(self, *, prefix: str, answers: Answers, forwarder: Forwarder, metrics: WorkerMetrics) -> None:
+    def __init__(
+        self,
+        *,
+        prefix: str,
+        answers: Answers,
+        forwarder: Forwarder,
+        metrics: WorkerMetrics,
+        body_deadline_s: float,
+    ) -> None:
         self._prefix = prefix
         self._answers = answers
         self._forwarder = forwarder
         self._metrics = metrics
+        self._body_deadline_s = body_deadline_s
 
     def routes(self) -> list[web.RouteDef]:
         """Return the routes."""
@@ -53,7 +61,7 @@ class Responder:
         """Answer a request in the body; 408 if the whole of it is not there in time."""
         start = time.perf_counter()
         try:
-            async with asyncio.timeout(BODY_DEADLINE_S):
+            async with asyncio.timeout(self._body_deadline_s):
                 body = await _read_at_most(request, MAX_REQUEST_BYTES)
         except TimeoutError:
             raise web.HTTPRequestTimeout(text="the body did not arrive in time\n") from None

@@ -7,6 +7,7 @@ port (SO_REUSEPORT), so any of them may be restarted at any time.
 import asyncio
 import signal
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 BACKLOG = 4096
 TICK_S = 1.0
 DRAIN_S = 10.0
+FILE_THREADS = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +62,7 @@ async def serve(config: WorkerConfig, logger: FilteringBoundLogger) -> None:
     loop = asyncio.get_running_loop()
     for ending in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(ending, stop.set)
+    loop.set_default_executor(ThreadPoolExecutor(FILE_THREADS, thread_name_prefix="files"))
     registry = CollectorRegistry()
     metrics = WorkerMetrics(registry)
     answers = Answers(config.store_path, max_age_cap_s=config.max_age_cap_s)
@@ -97,7 +100,13 @@ async def _slow_path(
     stack: AsyncExitStack, config: WorkerConfig, answers: Answers, forwarder: Forwarder, metrics: WorkerMetrics
 ) -> web.Server:
     app = web.Application(client_max_size=MAX_REQUEST_BYTES, middlewares=[_plain_errors])
-    responder = Responder(prefix=config.prefix, answers=answers, forwarder=forwarder, metrics=metrics)
+    responder = Responder(
+        prefix=config.prefix,
+        answers=answers,
+        forwarder=forwarder,
+        metrics=metrics,
+        body_deadline_s=config.deadlines.body_s,
+    )
     app.add_routes([*responder.routes(), *Repository(config.public_dir).routes()])
     runner = web.AppRunner(
         app, access_log=None, shutdown_timeout=DRAIN_S, keepalive_timeout=config.deadlines.idle_s

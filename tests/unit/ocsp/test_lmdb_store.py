@@ -1,0 +1,179 @@
+"""The response store on a real LMDB environment."""
+
+import asyncio
+import itertools
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ocsp.entry import pack, unpack
+from ocsp.errors import StoreError, StoreFull
+from ocsp.generation import Generation
+from ocsp.lmdb_store import LmdbReader, LmdbStore
+from ocsp.store import Status, StoredResponse, key_prefix
+from tests.unit.ocsp.stores import SHA1, SHA256, TAG, fill, key, response, with_store
+
+OLD_GOOD = response(der=b"old", age_s=100)
+NEW_GOOD = response(der=b"new")
+PENDING = response(Status.REVOCATION_PENDING)
+OLD_REVOKED = response(Status.REVOKED, b"revoked", age_s=50)
+NEW_REVOKED = response(Status.REVOKED, b"revoked again")
+
+
+@pytest.mark.parametrize(
+    ("writes", "stays"),
+    [
+        ((OLD_GOOD, NEW_GOOD), NEW_GOOD),
+        ((OLD_GOOD, NEW_GOOD, PENDING), PENDING),
+        ((OLD_GOOD, NEW_GOOD, PENDING, OLD_REVOKED), OLD_REVOKED),
+        ((NEW_GOOD, PENDING, OLD_REVOKED, NEW_REVOKED), NEW_REVOKED),
+    ],
+    ids=["newer wins", "pending beats good", "revoked beats pending", "newer revoked wins"],
+)
+def test_order_of_writers_does_not_matter(
+    tmp_path: Path, writes: tuple[StoredResponse, ...], stays: StoredResponse
+) -> None:
+    orders = list(itertools.permutations(writes))
+
+    async def publish(store: LmdbStore) -> None:
+        for serial, order in enumerate(orders, 1):
+            for one in order:
+                await store.publish([(key(serial), one)])
+        assert await store.get_many([key(serial) for serial in range(1, len(orders) + 1)]) == [stays] * len(orders)
+        await store.publish([(key(1), one) for one in writes])  # within one publication too
+        assert await store.get(key(1)) == stays
+
+    with_store(tmp_path / "store", publish)
+
+
+def test_reader_sees_what_was_written_and_issuers(tmp_path: Path) -> None:
+    directory = tmp_path / "store"
+    fill(directory, [(key(1), NEW_GOOD), (key(1 << 158), OLD_REVOKED)])
+    reader = LmdbReader(directory)
+    assert reader.key_prefixes() == {
+        b"".join(SHA1): key_prefix(TAG, "sha1"),
+        b"".join(SHA256): key_prefix(TAG, "sha256"),
+    }
+    entry = reader.read(key(1))
+    assert entry == pack(NEW_GOOD)
+    assert unpack(entry) == NEW_GOOD
+    assert unpack(reader.read(key(1 << 158)) or b"") == OLD_REVOKED
+    assert reader.read(key(2)) is None
+    assert not reader.replaced()
+    reader.close()
+
+
+def test_answers_alone_name_no_issuer(tmp_path: Path) -> None:
+    fill(tmp_path, [(key(1), NEW_GOOD)], issuer=False)
+    reader = LmdbReader(tmp_path)
+    assert reader.key_prefixes() == {}
+    reader.close()
+    (empty := tmp_path / "empty").mkdir()
+    fill(empty, [], issuer=False)
+    reader = LmdbReader(empty)
+    assert reader.key_prefixes() == {}
+    reader.close()
+
+
+def test_removed_answers_are_gone(tmp_path: Path) -> None:
+    async def remove(store: LmdbStore) -> None:
+        await store.publish([(key(1), NEW_GOOD), (key(2), NEW_GOOD)])
+        await store.remove_many([key(1), key(3)])
+        assert await store.get_many([key(1), key(2)]) == [None, NEW_GOOD]
+
+    with_store(tmp_path, remove)
+
+
+def test_every_write_moves_the_generation(tmp_path: Path) -> None:
+    async def write(store: LmdbStore) -> None:
+        generation = Generation(tmp_path / "generation", writable=False)
+        seen = [generation.value()]
+        await store.publish([(key(1), NEW_GOOD)])
+        seen.append(generation.value())
+        await store.put_issuer(TAG, sha1=SHA1, sha256=SHA256)
+        seen.append(generation.value())
+        await store.remove_many([key(1)])
+        seen.append(generation.value())
+        await store.get(key(1))
+        assert generation.value() == seen[-1]
+        assert len(set(seen)) == len(seen)
+        generation.close()
+
+    with_store(tmp_path, write)
+    before = Generation(tmp_path / "generation", writable=False)
+    value = before.value()
+    with_store(tmp_path, _nothing)
+    assert before.value() != value  # a writer that starts may have lost a bump when it died
+    before.close()
+
+
+async def _nothing(_store: LmdbStore) -> None:
+    return None
+
+
+def test_full_store_says_which_setting_and_loses_nothing(tmp_path: Path) -> None:
+    async def overfill(store: LmdbStore) -> None:
+        await store.publish([(key(1), NEW_GOOD)])
+        large = [(key(serial), response(der=b"x" * 5000)) for serial in range(2, 200)]
+        with pytest.raises(StoreFull, match=r"ocsp\.store_max_gib"):
+            await store.publish(large)
+        assert await store.get(key(1)) == NEW_GOOD
+        assert await store.get(key(2)) is None
+
+    with_store(tmp_path, overfill, max_bytes=2**17)
+
+
+def test_store_that_cannot_be_opened_is_the_operators(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a directory")
+    with pytest.raises(StoreError, match="file"):
+        with_store(tmp_path / "file", _nothing)
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged/data.mdb").write_bytes(b"no database" * 1000)
+    with pytest.raises(StoreError, match="damaged"):
+        with_store(tmp_path / "damaged", _nothing)
+
+
+async def test_cancelled_publication_is_whole_all_the_same(tmp_path: Path) -> None:
+    async with LmdbStore(tmp_path, max_bytes=2**24) as store:
+        task = asyncio.ensure_future(store.publish([(key(1), NEW_GOOD)]))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert await store.get(key(1)) in (None, NEW_GOOD)
+
+
+def test_no_store_no_reader(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no response store"):
+        LmdbReader(tmp_path)
+    (tmp_path / "generation").write_bytes(b"")
+    with pytest.raises(StoreError, match="no response store"):
+        LmdbReader(tmp_path)
+    (tmp_path / "generation").write_bytes(bytes(8))
+    with pytest.raises(StoreError, match="response store"):
+        LmdbReader(tmp_path)
+
+
+def test_reader_notices_that_its_store_was_replaced(tmp_path: Path) -> None:
+    directory = tmp_path / "store"
+    fill(directory, [(key(1), NEW_GOOD)])
+    reader = LmdbReader(directory)
+    directory.rename(tmp_path / "aside")
+    assert reader.replaced()
+    fill(directory, [])
+    assert reader.replaced()
+    shutil.rmtree(tmp_path / "aside")
+    assert unpack(reader.read(key(1)) or b"") == NEW_GOOD  # still mapped: wrong answers are not the danger here
+    reader.close()
+
+
+def test_reader_of_a_damaged_store_has_a_typed_error(tmp_path: Path) -> None:
+    fill(tmp_path, [(key(1), NEW_GOOD)])
+    reader = LmdbReader(tmp_path)
+    reader._env.close()
+    with pytest.raises(StoreError):
+        reader.read(key(1))
+    with pytest.raises(StoreError):
+        reader.key_prefixes()
+    reader.close()

@@ -284,6 +284,8 @@ def test_connections_are_limited(worker: Worker) -> None:
     finally:
         for connection in held:
             connection.close()
+    while one(worker, get("/")).status == 503:  # until it has seen that they are closed
+        time.sleep(0.01)
 
 
 def test_repository(worker: Worker) -> None:

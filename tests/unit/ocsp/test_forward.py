@@ -19,7 +19,7 @@ Handler = Callable[[web.Request], Awaitable[web.Response]]
 async def signing_at(path: Path, handler: Handler) -> AsyncIterator[None]:
     app = web.Application()
     app.add_routes([web.post("/ocsp/sign", handler)])
-    runner = web.AppRunner(app)
+    runner = web.AppRunner(app, shutdown_timeout=0.01)
     await runner.setup()
     await web.UnixSite(runner, str(path)).start()
     yield

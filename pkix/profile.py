@@ -81,3 +81,5 @@ OCSP_RESPONDER = Profile(
 )
 
 BUILT_IN: dict[str, Profile] = {p.name: p for p in (TLS_SERVER, TLS_CLIENT, OCSP_RESPONDER)}
+OFFERED: tuple[Profile, ...] = tuple(profile for profile in BUILT_IN.values() if not profile.internal)
+"""What a client may ask for."""

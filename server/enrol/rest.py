@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from pkix.crl import RevocationReason
 from pkix.issuer import Issuer
 from pkix.names import SerialNumber, serial_hex
-from pkix.profile import BUILT_IN, Profile
+from pkix.profile import BUILT_IN, OFFERED, Profile
 from server.auth.clients import Client, ClientRegistry
 from server.clock import Clock, epoch, from_epoch
 from server.enrol import messages
@@ -33,8 +33,8 @@ PEM_CHAIN = "application/pem-certificate-chain"  # RFC 8555 §9.1
 PKCS10 = "application/pkcs10"  # RFC 5967
 _KEY = re.compile(r"[\x21-\x7e]{1,128}")
 _SERIAL = re.compile(r"[0-9a-fA-F]{2,40}")
-_MAX_PAGE = 1000
-_FILTERS = frozenset({"profile", "status", "dns_name", "subject", "expires_before", "limit", "cursor"})
+MAX_PAGE = 1000
+FILTERS = frozenset({"profile", "status", "dns_name", "subject", "expires_before", "limit", "cursor"})
 _encoder = msgspec.json.Encoder()
 
 
@@ -179,7 +179,7 @@ def _peer_certificate(request: web.Request) -> bytes | None:
 
 
 def _profile(name: str | None) -> Profile:
-    offered = [p.name for p in BUILT_IN.values() if not p.internal]
+    offered = [profile.name for profile in OFFERED]
     if name not in offered:
         raise InvalidRequest(
             "a profile must be named" if not name else f"there is no profile {name[:64]!r}",
@@ -212,15 +212,15 @@ def _serial(request: web.Request) -> str:
 
 
 def _filter(query: Mapping[str, str]) -> CertificateFilter:
-    unknown = sorted(set(query) - _FILTERS)
+    unknown = sorted(set(query) - FILTERS)
     if unknown:
         raise _bad_filter(unknown[0], f"there is no filter {unknown[0][:40]!r}")
     status = query.get("status")
     if status is not None and status not in get_args(messages.Status):
         raise _bad_filter("status", "status is good, revoked or expired")
     limit = query.get("limit", "100")
-    if not limit.isascii() or not limit.isdigit() or not 1 <= int(limit[:9]) <= _MAX_PAGE:
-        raise _bad_filter("limit", f"limit is a number from 1 to {_MAX_PAGE}")
+    if not limit.isascii() or not limit.isdigit() or not 1 <= int(limit[:9]) <= MAX_PAGE:
+        raise _bad_filter("limit", f"limit is a number from 1 to {MAX_PAGE}")
     return CertificateFilter(
         profile=query.get("profile"),
         status=status,
@@ -260,7 +260,7 @@ def _row_id(cursor: str | None) -> int | None:
 
 
 def _bad_filter(field: str, detail: str) -> InvalidRequest:
-    return InvalidRequest(detail, field=field[:40], remedy=f"filters are: {', '.join(sorted(_FILTERS))}")
+    return InvalidRequest(detail, field=field[:40], remedy=f"filters are: {', '.join(sorted(FILTERS))}")
 
 
 def _dns_names(certificate: x509.Certificate) -> list[str]:

@@ -37,7 +37,7 @@ class Reply:
     body: bytes
 
     @property
-    def json(self) -> Any:  # noqa: ANN401 - whatever the server said
+    def json(self) -> Any:
         return json.loads(self.body)
 
 

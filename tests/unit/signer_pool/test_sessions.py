@@ -1,7 +1,5 @@
 """Both kinds of sessions and the mechanism table, in this process."""
 
-# ruff: noqa: ANN401 - stand-ins for objects of many types
-
 import dataclasses
 import random
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Initialising tokens: in a child as callers do it, and in this process over a stand-in module."""
 
-# ruff: noqa: ANN401 - stand-ins for ctypes objects
-
 import ctypes
 import io
 import os

@@ -1,7 +1,5 @@
 """An event loop whose time passes only while everybody waits: no sleeping, exact times."""
 
-# ruff: noqa: ANN401 - as the overridden method has it
-
 import asyncio
 import selectors
 from collections.abc import Callable, Coroutine

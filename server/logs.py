@@ -5,6 +5,8 @@ import sys
 from typing import Any
 
 import structlog
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from structlog.typing import FilteringBoundLogger
 
 from server.config import LogSection
@@ -38,4 +40,14 @@ class _Forward(logging.Handler):
         self._logger = logger
 
     def emit(self, record: logging.LogRecord) -> None:
+        if _is_a_strangers_fault(record):
+            return
         self._logger.log(record.levelno, record.getMessage(), source=record.name, exc_info=record.exc_info)
+
+
+def _is_a_strangers_fault(record: logging.LogRecord) -> bool:
+    """Recognise what aiohttp says about broken HTTP: it got its 400, and whoever wants may send more of it."""
+    error = record.exc_info[1] if record.exc_info else None
+    return record.name == "aiohttp.server" and isinstance(
+        error, HttpProcessingError | web.RequestPayloadError | ConnectionError
+    )

@@ -24,6 +24,7 @@ from server.storage.schema import State, certificates, crls
 from signer_pool.errors import SignerPoolError
 from signer_pool.pool import Priority, SignerPool
 
+LOOK_S = 10.0
 RETRY_S = 5.0
 
 
@@ -78,10 +79,12 @@ class CrlPublisher:
                 await asyncio.sleep(RETRY_S)
 
     async def _wait(self) -> None:
-        due_in = (await self.due_at() - self._clock()).total_seconds()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(max(0.0, due_in)):
-                await self._requested.wait()
+        """Wait until a CRL is asked for or due; the clock is looked at again and again, for it may jump."""
+        due_at = await self.due_at()
+        while not self._requested.is_set() and self._clock() < due_at:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_S):
+                    await self._requested.wait()
         if self._requested.is_set():
             await asyncio.sleep(self._debounce_s)
 

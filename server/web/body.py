@@ -12,12 +12,17 @@ T = TypeVar("T")
 
 
 async def read_body(request: web.Request, *, deadline_s: float) -> bytes:
-    """Return the whole body; raises 408 after `deadline_s` and 413 beyond the application's limit."""
+    """Return the whole body; raises 408 after `deadline_s`, 413 beyond the limit, `InvalidRequest`."""
     try:
         async with asyncio.timeout(deadline_s):
             return await request.read()
     except TimeoutError:
         raise web.HTTPRequestTimeout(text=f"the body did not arrive within {deadline_s:g} s") from None
+    except (web.RequestPayloadError, ConnectionError):
+        raise InvalidRequest(
+            "the body ended early or is not in the encoding that its header names",
+            remedy="send a body of Content-Length octets, without Content-Encoding",
+        ) from None
 
 
 def decode_json(body: bytes, kind: type[T]) -> T:

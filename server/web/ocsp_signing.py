@@ -12,6 +12,7 @@ from pkix.errors import MalformedOcspRequest
 from pkix.issuer import Issuer
 from pkix.names import SerialNumber
 from pkix.ocsp_request import UNAUTHORIZED, CertId, decode_request
+from server.errors import InvalidRequest
 from server.status.publisher import Answer, StatusPublisher
 from signer_pool.pool import Priority
 
@@ -36,7 +37,7 @@ class OcspSigningApi:
         try:
             cert_id = decode_request(await request.read()).cert_id
         except MalformedOcspRequest:
-            raise web.HTTPBadRequest(text="not an OCSPRequest") from None
+            raise InvalidRequest("not an OCSPRequest", remedy="send DER (RFC 6960 §4.1)") from None
         async with self._places:
             der = await self._answer(cert_id)
         return web.Response(body=der, content_type=OCSP_RESPONSE)

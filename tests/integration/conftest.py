@@ -9,7 +9,7 @@ from tests.support.certmill import RunningCertmill, certmill
 @pytest.fixture(scope="session")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCertmill]:
     """One certmill for the tests that leave it whole."""
-    with certmill(tmp_path_factory.mktemp("certmill") / "home") as server:
+    with certmill(tmp_path_factory.mktemp("certmill") / "home", CERTMILL_LISTEN_BODY_DEADLINE_S="1") as server:
         yield server
 
 

@@ -1,6 +1,7 @@
 """The API's contract over real TLS: errors, retries, filters, documentation, access."""
 
 import secrets
+import socket
 import ssl
 import threading
 import uuid
@@ -55,6 +56,40 @@ def test_paths_methods_types_and_sizes_that_are_not_ours(running: RunningCertmil
         running.api("POST", "/v1/certificates", b"x" * 300_000, {"Content-Type": "application/pkcs10"}).status
         == 413
     )
+
+
+POST = b"POST /v1/certificates?profile=tls-server HTTP/1.1\r\nHost: a\r\nContent-Type: application/pkcs10\r\n"
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (POST + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabczz\r\n", b"400"),
+        (POST + b"Content-Encoding: gzip\r\nContent-Length: 3\r\n\r\nabc", b"400"),
+        (POST.replace(b"HTTP/1.1", b"HTTP/9.x"), b"400"),
+        (b"\0\r\n\r\n", b"400"),
+        (POST + b"Content-Length: 1000\r\n\r\nabc", b""),
+    ],
+    ids=["chunk", "gzip", "version", "not HTTP", "hang up"],
+)
+def test_broken_http_is_the_callers_fault(running: RunningCertmill, sent: bytes, status: bytes) -> None:
+    before = len(running.log.read_text())
+    plain = socket.create_connection(("127.0.0.1", running.api_port), timeout=10)
+    with running.tls().wrap_socket(plain, server_hostname="127.0.0.1") as connection:
+        connection.sendall(sent)
+        if status:
+            assert connection.recv(12).split(b" ")[1] == status
+    assert running.api("GET", "/v1/certificates?limit=1").status == 200
+    logged = running.log.read_text()[before:]
+    assert "Traceback" not in logged
+    assert '"level": "error"' not in logged
+
+
+def test_body_that_drips_is_ended_by_its_deadline(running: RunningCertmill) -> None:
+    plain = socket.create_connection(("127.0.0.1", running.api_port), timeout=10)
+    with running.tls().wrap_socket(plain, server_hostname="127.0.0.1") as connection:
+        connection.sendall(POST + b"Content-Length: 1000\r\n\r\nabc")
+        assert connection.recv(12).split(b" ")[1] == b"408"
 
 
 def test_a_retry_with_the_same_key_gets_the_same_certificate(running: RunningCertmill) -> None:

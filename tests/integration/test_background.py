@@ -1,0 +1,174 @@
+"""The loops beside the API: they outlive faults, say so, and go on; and the socket on which workers ask for answers."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509 import ocsp
+
+from ocsp.store import Status
+from pkix.ocsp_request import UNAUTHORIZED
+from server.app import Parts
+from server.metrics import AuthorityMetrics
+from server.revocation import crl_publisher
+from server.status import reconciler, refresher
+from server.web.listeners import application
+from server.web.middleware import observe
+from server.web.ocsp_signing import OcspSigningApi
+from tests.support.authority import (
+    MovableClock,
+    Prepared,
+    Table,
+    authority,
+    order,
+    prepare,
+    quiet_logger,
+    software_config,
+    stored_status,
+)
+from tests.support.ca import make_ca
+from tests.support.ocsp_client import ocsp_request_der
+
+
+@pytest.fixture
+def clock() -> MovableClock:
+    return MovableClock()
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Table:
+    return Table(tmp_path)
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> Prepared:
+    return prepare(software_config(tmp_path, CERTMILL_CRL_DEBOUNCE_S="0"))
+
+
+@pytest.fixture
+async def parts(prepared: Prepared, clock: MovableClock, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Parts]:
+    for module, names in (
+        (refresher, ["INTERVAL_S"]),
+        (reconciler, ["INTERVAL_S", "FAILED_INTERVAL_S"]),
+        (crl_publisher, ["LOOK_S", "RETRY_S"]),
+    ):
+        for name in names:
+            monkeypatch.setattr(module, name, 0.01)
+    async with authority(prepared, clock) as opened:
+        yield opened
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110 - what another task does to the database has no event
+        await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def running(loop: Coroutine[Any, Any, None]) -> AsyncIterator[asyncio.Task[None]]:
+    task = asyncio.ensure_future(loop)
+    yield task
+    assert not task.done()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+def value(metrics: AuthorityMetrics, name: str) -> float:
+    return float(getattr(metrics, name)._value.get())
+
+
+async def test_refresher_outlives_a_database_that_refuses(parts: Parts, clock: MovableClock, table: Table) -> None:
+    issued = await parts.issuance.issue(order())
+    before = table.rows("select this_update from ocsp_responses where serial = ?", f"{issued.serial:x}")
+    clock.advance(days=4)
+    table.fail("update on ocsp_responses")
+    async with running(parts.refresher.run()):
+        await until(lambda: value(parts.metrics, "ocsp_refresh_failures") >= 2)
+        table.mend()
+        await until(
+            lambda: (
+                table.rows("select this_update from ocsp_responses where serial = ?", f"{issued.serial:x}")
+                != before
+            )
+        )
+
+
+async def test_comparison_outlives_a_database_that_refuses(parts: Parts, table: Table, tmp_path: Path) -> None:
+    issued = await parts.issuance.issue(order())
+    presigner = parts.publisher.presigner
+    await parts.reconciler.store.remove_many([presigner.key(issued.serial, "sha1")])
+    table.fail("update on ocsp_responses")
+    async with running(parts.reconciler.run()):
+        await asyncio.sleep(0.1)
+        table.mend()
+        await until(lambda: value(parts.metrics, "ocsp_repaired") >= 1)
+    assert await stored_status(parts, issued.serial) is Status.GOOD
+
+
+async def test_crl_publisher_outlives_a_directory_that_is_gone(parts: Parts, prepared: Prepared) -> None:
+    directory = prepared.config.home / "public" / "crl"
+    aside = prepared.config.home / "aside"
+    publisher = parts.crl_publishers[1]
+    path = directory / "issuing.crl"
+    directory.rename(aside)
+    async with running(publisher.run()):
+        failures = parts.metrics.crl_failures.labels("issuing")._value
+        await until(lambda: failures.get() >= 2)
+        aside.rename(directory)
+        await until(path.exists)
+
+
+async def test_crl_is_published_when_the_clock_jumps_past_its_interval(
+    parts: Parts, clock: MovableClock, table: Table
+) -> None:
+    count = "select count(*) from crls where issuer = 'issuing'"
+    async with running(parts.crl_publishers[1].run()):
+        await until(lambda: table.rows(count) == [(1,)])
+        await asyncio.sleep(0.1)
+        assert table.rows(count) == [(1,)]
+        clock.advance(days=2)
+        await until(lambda: table.rows(count) == [(2,)])
+
+
+@pytest.fixture
+async def signing(parts: Parts) -> AsyncIterator[TestClient]:  # type: ignore[type-arg]  # of any application
+    middleware = observe("internal", deadline_s=10, metrics=parts.metrics, logger=quiet_logger())
+    routes = OcspSigningApi(issuer=parts.hierarchy.issuing, publisher=parts.publisher).routes()
+    app = application(routes, middleware, max_body_bytes=10_000)
+    async with TestClient(TestServer(app)) as client:
+        yield client
+
+
+async def test_answers_are_signed_on_demand_once(parts: Parts, signing: TestClient) -> None:  # type: ignore[type-arg]
+    issued = await parts.issuance.issue(order())
+    certificate = x509.load_der_x509_certificate(issued.certificate_der)
+    issuer = parts.hierarchy.issuing.certificate
+    request = ocsp_request_der(certificate, issuer, "sha256")
+    assert await stored_status(parts, issued.serial, "sha256") is None
+    bodies = [await (await signing.post("/ocsp/sign", data=request)).read() for _ in range(2)]
+    assert bodies[0] == bodies[1]
+    assert ocsp.load_der_ocsp_response(bodies[0]).certificate_status is ocsp.OCSPCertStatus.GOOD
+    assert await stored_status(parts, issued.serial, "sha256") is Status.GOOD
+
+
+async def test_nothing_is_signed_for_strangers(parts: Parts, signing: TestClient) -> None:  # type: ignore[type-arg]
+    issuer = parts.hierarchy.issuing.certificate
+    foreign = make_ca().issuer.certificate
+    never = ocsp.OCSPRequestBuilder().add_certificate_by_hash(
+        *parts.hierarchy.issuing.hashes("sha256"), 12345, hashes.SHA256()
+    )
+    for request in (
+        ocsp_request_der(foreign, foreign, "sha256"),
+        ocsp_request_der(issuer, parts.hierarchy.root.certificate, "sha1"),
+        never.build().public_bytes(Encoding.DER),
+    ):
+        answer = await signing.post("/ocsp/sign", data=request)
+        assert (answer.status, await answer.read()) == (200, UNAUTHORIZED)
+    assert (await signing.post("/ocsp/sign", data=b"nonsense")).status == 400

@@ -14,6 +14,7 @@ import pytest
 from cryptography import x509
 from cryptography.x509 import ocsp
 
+from tests.support.authority import Table
 from tests.support.ca import make_csr
 from tests.support.certmill import Reply, RunningCertmill, certmill
 from tests.support.ocsp_client import ask, ocsp_request_der
@@ -182,3 +183,44 @@ def test_a_lost_response_store_is_rebuilt_from_the_database(home: Path) -> None:
             leaf = x509.load_pem_x509_certificate(body["certificate"].encode())
             for algorithm in ("sha1", "sha256"):
                 assert ask(running, ocsp_request_der(leaf, issuing, algorithm)).certificate_status is status
+
+
+def test_a_dead_token_is_told_and_nothing_is_released_until_it_lives(home: Path) -> None:
+    with certmill(home, CERTMILL_TOKEN_KIND="software", CERTMILL_LISTEN_REQUEST_DEADLINE_S="1") as server:
+        keys = home / "software-keys"
+        keys.rename(home / "aside")
+        for pid in server.pids("signer_pool.lane_process"):
+            os.kill(pid, signal.SIGKILL)
+        deadline = time.monotonic() + 20
+        while server.admin("/readyz").status != 503:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        readiness = server.admin("/readyz").json
+        assert readiness["ready"] is False
+        assert "no signer lane is ready" in readiness["reasons"]
+        assert server.admin("/healthz").status == 200
+        key = secrets.token_hex(8)
+        csr = make_csr("a.example.gov")
+        refused = server.issue(csr, key=key)
+        assert refused.status == 503
+        assert refused.json["type"] in {"/docs#deadline", "/docs#signer"}
+        assert int(refused.headers["retry-after"]) >= 1
+        (home / "aside").rename(keys)
+        while (issued := server.issue(csr, key=key)).status == 503:
+            assert time.monotonic() < deadline + 20
+            time.sleep(0.1)
+        assert issued.status == 201
+        assert server.admin("/readyz").status == 200
+        check_every_201(server, [issued])
+
+
+def test_a_database_that_refuses_is_a_503_in_the_callers_words(home: Path) -> None:
+    with certmill(home, CERTMILL_TOKEN_KIND="software") as server:
+        table = Table(home)
+        table.fail("insert on audit_log")
+        refused = server.issue(make_csr("a.example.gov"))
+        assert (refused.status, refused.json["type"]) == (503, "/docs#storage")
+        assert "trouble" not in refused.body.decode(), "internals stay inside"
+        assert "disk trouble" in server.log.read_text()
+        table.mend()
+        assert server.issue(make_csr("a.example.gov")).status == 201

@@ -3,6 +3,7 @@
 import base64
 import email.utils
 import itertools
+import os
 import shutil
 import socket
 import subprocess
@@ -345,7 +346,7 @@ def test_taken_port_is_one_line(tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         done = subprocess.run(
             [sys.executable, "-m", "server", "ocsp"],
-            env={"PATH": "", "CERTMILL_HOME": str(tmp_path), "CERTMILL_LISTEN_PUBLIC": f"127.0.0.1:{port}"},
+            env={**os.environ, "CERTMILL_HOME": str(tmp_path), "CERTMILL_LISTEN_PUBLIC": f"127.0.0.1:{port}"},
             capture_output=True, text=True, timeout=30, check=False,
         )  # fmt: skip
     assert done.returncode == 78

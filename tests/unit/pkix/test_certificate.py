@@ -5,7 +5,9 @@ from dataclasses import replace
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.x509 import ocsp
 from cryptography.x509.oid import AuthorityInformationAccessOID, ExtensionOID
 
 from pkix.certificate import (
@@ -235,3 +237,12 @@ def test_an_issuer_with_an_unsupported_key_is_refused() -> None:
 
 def load(ca: TestCa, prepared: PreparedCertificate) -> x509.Certificate:
     return x509.load_der_x509_certificate(assemble_certificate(prepared, ca.issuer, ca.sign(prepared.tbs)))
+
+
+@pytest.mark.parametrize("which", ["ca", "rsa_ca"])
+def test_issuer_hashes_are_those_that_cryptography_asks_with(which: str, request: pytest.FixtureRequest) -> None:
+    authority: TestCa = request.getfixturevalue(which)
+    certificate = authority.issuer.certificate
+    for name, algorithm in (("sha1", hashes.SHA1()), ("sha256", hashes.SHA256())):
+        asked = ocsp.OCSPRequestBuilder().add_certificate(certificate, certificate, algorithm).build()
+        assert authority.issuer.hashes(name) == (asked.issuer_name_hash, asked.issuer_key_hash)

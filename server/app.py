@@ -15,6 +15,7 @@ from ocsp.lmdb_store import LmdbStore
 from ocsp.presigner import Presigner
 from ocsp.store import IssuerTag, issuer_tag
 from pkix.issuer import Issuer
+from pkix.names import SerialNumber
 from pkix.ocsp_response import Responder
 from server.auth.clients import ClientRegistry
 from server.clock import Clock, epoch
@@ -163,6 +164,7 @@ async def open_parts(
 async def _recover(parts: Parts, store: LmdbStore, tag: IssuerTag) -> None:
     """Finish or close what a crash interrupted, before anybody can call."""
     await parts.issuance.recover()
+    await parts.publisher.ensure_published(_serial(parts.publisher.presigner.responder.certificate))
     await parts.reconciler.reconcile()
     # Only now is every answer of this issuer there; from now on workers may say that a serial is unknown.
     issuing = parts.hierarchy.issuing
@@ -187,6 +189,7 @@ async def renew_responder(parts: Parts) -> None:
     certificate = await parts.builder.ensure_responder(parts.hierarchy.issuing)
     parts.publisher.presigner.responder = _responder(certificate, parts.hierarchy.issuing)
     parts.metrics.responder_not_after.set(epoch(certificate.not_valid_after_utc))
+    await parts.publisher.ensure_published(_serial(certificate))
 
 
 async def _presigner(
@@ -210,6 +213,10 @@ async def _presigner(
 
 def _responder(certificate: x509.Certificate, issuing: Issuer) -> Responder:
     return Responder.of(certificate, {"sha1": issuing.hashes("sha1"), "sha256": issuing.hashes("sha256")})
+
+
+def _serial(certificate: x509.Certificate) -> SerialNumber:
+    return SerialNumber(certificate.serial_number)
 
 
 def _publish_ca_certificates(home: Home, hierarchy: Hierarchy) -> None:

@@ -89,14 +89,16 @@ class StatusPublisher:
         tombstone = StoredResponse(status=Status.REVOCATION_PENDING, this_update=now, next_update=now, der=b"")
         await self._store.publish([(self.presigner.key(serial, name), tombstone) for name in HASH_NAMES])
 
-    async def ensure_published(self, serial: SerialNumber) -> None:
-        """Publish the answer for an issued certificate unless the store has a live one."""
-        if not await self.has_live_answer(serial, "sha1"):
-            found = await self.status_of(serial)
-            if found is not None:
-                status, not_after = found
-                answer = Answer(status=status, hash_name="sha1", not_after=not_after)
-                await self.answer([answer], Priority.NEW_OCSP)
+    async def ensure_published(self, serial: SerialNumber, hash_name: HashName = "sha1") -> bool:
+        """Sign and publish the answer unless a live one is there; False if there is no such certificate."""
+        if await self.has_live_answer(serial, hash_name):
+            return True
+        found = await self.status_of(serial)
+        if found is None:
+            return False
+        status, not_after = found
+        await self.answer([Answer(status=status, hash_name=hash_name, not_after=not_after)], Priority.NEW_OCSP)
+        return True
 
     async def has_live_answer(self, serial: SerialNumber, hash_name: HashName) -> bool:
         """Say whether the store has a signed response before its nextUpdate."""

@@ -13,8 +13,7 @@ from pkix.issuer import Issuer
 from pkix.names import SerialNumber
 from pkix.ocsp_request import UNAUTHORIZED, CertId, decode_request
 from server.errors import InvalidRequest
-from server.status.publisher import Answer, StatusPublisher
-from signer_pool.pool import Priority
+from server.status.publisher import StatusPublisher
 
 OCSP_RESPONSE = "application/ocsp-response"
 _MAX_AT_ONCE = 64
@@ -47,11 +46,6 @@ class OcspSigningApi:
         if self._hashes.get(cert_id.hash_algorithm) != asked:
             return UNAUTHORIZED
         serial = SerialNumber(cert_id.serial)
-        found = await self._publisher.status_of(serial)
-        if found is None:
+        if not await self._publisher.ensure_published(serial, cert_id.hash_algorithm):
             return UNAUTHORIZED
-        status, not_after = found
-        if not await self._publisher.has_live_answer(serial, cert_id.hash_algorithm):
-            answer = Answer(status=status, hash_name=cert_id.hash_algorithm, not_after=not_after)
-            await self._publisher.answer([answer], Priority.NEW_OCSP)
         return await self._publisher.stored_der(serial, cert_id.hash_algorithm)

@@ -148,6 +148,9 @@ async def test_the_responder_is_renewed_thirty_days_before_its_end(parts: Parts,
     assert second.not_valid_after_utc > first.not_valid_after_utc
     assert second.public_key() == first.public_key()
     second.verify_directly_issued_by(parts.hierarchy.issuing.certificate)
+    for responder in (first, second):
+        assert await stored_status(parts, SerialNumber(responder.serial_number)) is Status.GOOD
+    assert parts.metrics.ocsp_repaired._value.get() == 0, "its answer comes with it, not by the comparison"
 
 
 async def test_the_comparison_finds_what_the_refresher_cannot_see(parts: Parts, table: Table) -> None:

@@ -166,6 +166,8 @@ async def _recover(parts: Parts, store: LmdbStore, tag: IssuerTag) -> None:
     await parts.issuance.recover()
     await parts.publisher.ensure_published(_serial(parts.publisher.presigner.responder.certificate))
     await parts.reconciler.reconcile()
+    for publisher in parts.crl_publishers:
+        await publisher.ensure()
     # Only now is every answer of this issuer there; from now on workers may say that a serial is unknown.
     issuing = parts.hierarchy.issuing
     await store.put_issuer(tag, sha1=issuing.hashes("sha1"), sha256=issuing.hashes("sha256"))

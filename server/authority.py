@@ -51,7 +51,8 @@ async def initialise(config: Config, lanes: list[LaneConfig], logger: FilteringB
     """Make everything that serving needs, then stop: `certmill init`."""
     async with open_parts(config, lanes, clock=utc_now, logger=logger) as parts:
         for publisher in parts.crl_publishers:
-            await publisher.publish()
+            if await publisher.due_at() <= parts.clock():  # opening has tried: let its error be seen
+                await publisher.publish()
 
 
 async def run_authority(

@@ -85,6 +85,11 @@ class AuthorityMetrics:
             "Certificates whose published answer was missing or wrong when compared with the database",
             registry=registry,
         )
+        self.ocsp_comparison_failures = Counter(
+            "certmill_ocsp_comparison_failures",
+            "Comparisons of published answers with the database that failed",
+            registry=registry,
+        )
         self.ocsp_live_responses = Gauge(
             "certmill_ocsp_live_responses", "Responses that are kept fresh", registry=registry
         )

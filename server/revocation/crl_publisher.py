@@ -26,6 +26,7 @@ from signer_pool.pool import Priority, SignerPool
 
 LOOK_S = 10.0
 RETRY_S = 5.0
+_FAILURES = (ServerError, SignerPoolError, OSError)
 
 
 class CrlPublisher:
@@ -72,11 +73,22 @@ class CrlPublisher:
                 await self._wait()
                 self._requested.clear()
                 await self.publish()
-            except (ServerError, SignerPoolError, OSError) as error:
-                self._metrics.crl_failures.labels(self._label).inc()
-                self._logger.error("CRL not published", issuer=self._label, error=str(error))
+            except _FAILURES as error:
+                self._failed(error)
                 self._requested.set()
                 await asyncio.sleep(RETRY_S)
+
+    async def ensure(self) -> None:
+        """Publish now if a CRL is due. A failure is counted and logged; `run` will try again."""
+        try:
+            if await self.due_at() <= self._clock():
+                await self.publish()
+        except _FAILURES as error:
+            self._failed(error)
+
+    def _failed(self, error: Exception) -> None:
+        self._metrics.crl_failures.labels(self._label).inc()
+        self._logger.error("CRL not published", issuer=self._label, error=str(error))
 
     async def _wait(self) -> None:
         """Wait until a CRL is asked for or due; the clock is looked at again and again, for it may jump."""

@@ -53,6 +53,7 @@ class Reconciler:
                 await self.reconcile()
                 pause = INTERVAL_S
             except (ServerError, SignerPoolError, OcspError) as error:
+                self._metrics.ocsp_comparison_failures.inc()
                 self._logger.error("comparison of responses with the database failed", error=str(error))
                 pause = FAILED_INTERVAL_S
 

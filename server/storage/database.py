@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from sqlalchemy import Row, event
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from server.errors import StorageError
@@ -64,7 +65,7 @@ class Database:
         try:
             async with engine.begin() as connection:
                 yield connection
-        except (DBAPIError, sqlite3.Error, OSError) as error:
+        except (DBAPIError, PoolTimeoutError, sqlite3.Error, OSError) as error:
             raise StorageError(f"database {self._path}: {_reason(error)}") from error
 
 

@@ -10,6 +10,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from pkix.names import serial_hex
 from tests.support.ca import make_csr
 from tests.support.certmill import RunningCertmill
 
@@ -25,7 +26,7 @@ def certificate(running: RunningCertmill, tmp_path: Path) -> Path:
 
 
 def serial_of(certificate: Path) -> str:
-    return f"{x509.load_pem_x509_certificate(certificate.read_bytes()).serial_number:x}"
+    return serial_hex(x509.load_pem_x509_certificate(certificate.read_bytes()).serial_number)
 
 
 def test_json_in_json_out(running: RunningCertmill) -> None:

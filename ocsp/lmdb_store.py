@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import lmdb
 
@@ -21,6 +21,8 @@ from ocsp.store import IssuerTag, ResponseKey, StoredResponse, key_prefix
 T = TypeVar("T")
 _ISSUER = b"\x00"
 _SHA1_OCTETS = 40
+MAP_BYTES = 2**40
+"""What a reader maps: address space, not memory. Without it, its map would end where the file once ended."""
 
 
 class LmdbStore:
@@ -118,14 +120,14 @@ def _supersedes(new: StoredResponse, present: StoredResponse) -> bool:
 class LmdbReader:
     """The reading side of one worker. Raises `StoreError` if there is no store yet, or it was replaced."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, max_bytes: int = MAP_BYTES) -> None:
         self._directory = directory
         try:
             self._generation = Generation(directory / "generation", writable=False)
         except (OSError, ValueError) as error:
             raise StoreError(f"no response store at {directory}: {error}") from error
         try:
-            self._env = lmdb.open(str(directory), readonly=True, create=False)
+            self._env = lmdb.open(str(directory), readonly=True, create=False, map_size=max_bytes)
             self._identity = self._inode()
         except (lmdb.Error, OSError) as error:
             self._generation.close()
@@ -138,7 +140,7 @@ class LmdbReader:
     def read(self, key: ResponseKey) -> bytes | None:
         """Return the entry under `key` as of now. Cost: about 2 µs."""
         try:
-            transaction = self._env.begin()
+            transaction = self._begin()
             try:
                 entry: bytes | None = transaction.get(key)
             finally:
@@ -147,11 +149,19 @@ class LmdbReader:
             raise StoreError(f"response store {self._directory}: {error}") from error
         return entry
 
+    def _begin(self) -> Any:  # noqa: ANN401 - lmdb.Transaction, whose stubs know of no bytes
+        """Begin to read; where the writer's map has outgrown ours, take its size first."""
+        try:
+            return self._env.begin()
+        except lmdb.MapResizedError:
+            self._env.set_mapsize(0)
+            return self._env.begin()
+
     def key_prefixes(self) -> dict[bytes, bytes]:
         """Map issuer hashes to key prefixes, see `ResponseReader`."""
         prefixes: dict[bytes, bytes] = {}
         try:
-            with self._env.begin() as transaction, transaction.cursor() as cursor:
+            with self._begin() as transaction, transaction.cursor() as cursor:
                 if cursor.set_range(_ISSUER):
                     for key, hashes in cursor:
                         if not key.startswith(_ISSUER):

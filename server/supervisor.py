@@ -22,6 +22,7 @@ from structlog.typing import FilteringBoundLogger
 from server.notify import notify
 
 EXIT_CONFIG = 78  # sysexits.h EX_CONFIG: starting again would not help
+EXIT_TEMPORARY = 75  # EX_TEMPFAIL: an HSM, a disk or a database is not there now; it may be soon
 _BACKOFF_S = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0)
 _STABLE_S = 60.0
 _STOP_S = 20.0

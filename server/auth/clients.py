@@ -107,12 +107,19 @@ class ClientRegistry:
             raise _stranger("the client certificate is not a valid certificate of this CA")
         return Client(name=row.name, profiles=tuple(row.profiles), names=tuple(row.names))
 
+    async def knows(self, name: str) -> bool:
+        """Say whether there is a client of this name."""
+        query = select(clients.c.name).where(clients.c.name == name)
+        async with self._database.read() as connection:
+            return (await connection.execute(query)).first() is not None
+
     async def enrol(self, client: Client, spki_sha256: bytes) -> None:
-        """Create the client, or pin it to another key."""
+        """Create the client; one that exists is pinned to this key, and keeps what it may do."""
         values = {"profiles": list(client.profiles), "names": list(client.names), "spki_sha256": spki_sha256}
+        pinned = {"spki_sha256": spki_sha256}
         statement = sqlite_insert(clients).values(name=client.name, disabled=False, **values)
         async with self._database.write() as connection:
-            await connection.execute(statement.on_conflict_do_update(index_elements=["name"], set_=values))
+            await connection.execute(statement.on_conflict_do_update(index_elements=["name"], set_=pinned))
 
 
 def _stranger(detail: str) -> NotAuthenticated:

@@ -7,18 +7,21 @@ from typing import Annotated, Any
 import typer
 import uvloop
 
-from ocsp.errors import OcspError
+from ocsp.errors import ListenError, OcspError
 from ocsp.worker import WorkerConfig
 from ocsp.worker import run as run_worker
 from server import __version__
 from server.authority import initialise, prepare_home, run_authority
 from server.cli.banner import banner
 from server.config import Config, environment, load_config
-from server.errors import ServerError
+from server.errors import AlreadyRunning, ConfigError, ServerError
 from server.home import Home
 from server.logs import make_logger
-from server.supervisor import EXIT_CONFIG, Supervisor
-from signer_pool.errors import SignerPoolError
+from server.supervisor import EXIT_CONFIG, EXIT_TEMPORARY, Supervisor
+from signer_pool.errors import PinRejected, SignerPoolError
+
+# What an operator must mend before another start can succeed. The rest may heal: the supervisor tries again.
+_FINAL = (ConfigError, AlreadyRunning, PinRejected, ListenError)
 
 app = typer.Typer(
     name="certmill",
@@ -131,7 +134,7 @@ def _run(main: Coroutine[Any, Any, None]) -> None:
 
 
 def _guarded(work: Callable[[], int]) -> int:
-    """Run; an error that the operator can mend becomes one line and exit code 78, never a traceback."""
+    """Run; an error that the operator can mend becomes one line and exit code 78 or 75, never a traceback."""
     try:
         return work()
     except KeyboardInterrupt:
@@ -152,4 +155,4 @@ def _first(group: BaseExceptionGroup[Exception]) -> Exception:
 
 def _complain(error: Exception) -> int:
     typer.echo(f"certmill: {error}", err=True)
-    return EXIT_CONFIG
+    return EXIT_CONFIG if isinstance(error, _FINAL) else EXIT_TEMPORARY

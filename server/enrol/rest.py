@@ -76,7 +76,11 @@ class RestApi:
                 content_type=PEM_CHAIN,
                 headers=headers,
             )
-        return _json(self._issued(issued), status=201, headers=headers)
+        if issued.replayed:  # it may be revoked or expired by now
+            present = self._row(await self.catalogue.one(serial, client=client.name))
+        else:
+            present = self._issued(issued)
+        return _json(present, status=201, headers=headers)
 
     async def read(self, request: web.Request) -> web.Response:
         """Return one certificate of the client."""
@@ -219,7 +223,7 @@ def _filter(query: Mapping[str, str]) -> CertificateFilter:
     if status is not None and status not in get_args(messages.Status):
         raise _bad_filter("status", "status is good, revoked or expired")
     limit = query.get("limit", "100")
-    if not limit.isascii() or not limit.isdigit() or not 1 <= int(limit[:9]) <= MAX_PAGE:
+    if not re.fullmatch(r"[0-9]{1,4}", limit, re.ASCII) or not 1 <= int(limit) <= MAX_PAGE:
         raise _bad_filter("limit", f"limit is a number from 1 to {MAX_PAGE}")
     return CertificateFilter(
         profile=query.get("profile"),

@@ -58,13 +58,21 @@ class OwnCertificates:
         return chain, key
 
     async def ensure_demo(self, registry: ClientRegistry) -> None:
-        """Make the demo client: files in `clients/demo`, pinned to a client that may ask for anything."""
+        """Make the demo client, once: files in `clients/demo`, pinned to a client that may ask for anything.
+
+        A demo client that operators removed or narrowed stays as they left it.
+        """
         directory = self._home.clients / "demo"
         await self._on_disk(_make_directory, directory)
+        marker = directory / "enrolled"
+        enrolled = await self._on_disk(Path.exists, marker)
+        if enrolled and not await registry.knows(DEMO.name):
+            return
         await self._ensure(directory / "cert.pem", directory / "key.pem", TLS_CLIENT, _name("demo"), ())
         certificate = x509.load_pem_x509_certificate(await self._on_disk(Path.read_bytes, directory / "cert.pem"))
         spki = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         await registry.enrol(DEMO, hashlib.sha256(spki).digest())
+        await self._on_disk(Path.touch, marker)
 
     async def _ensure(
         self, chain: Path, key_file: Path, profile: Profile, subject: x509.Name, names: Sequence[str]

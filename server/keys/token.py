@@ -8,6 +8,7 @@ from structlog.typing import FilteringBoundLogger
 from server.config import TokenSection
 from server.errors import ConfigError
 from server.home import Home, write_file
+from signer_pool.errors import LaneStartError
 from signer_pool.lane import LaneConfig, Pkcs11LaneConfig, SoftwareLaneConfig
 from signer_pool.token_init import initialise_token, token_exists
 
@@ -40,6 +41,7 @@ def prepare_token(settings: TokenSection, home: Home, logger: FilteringBoundLogg
         env = _softhsm_environment(home) if not settings.module else {}
         lane = Pkcs11LaneConfig(module_path=str(module), token_label=settings.label, pin=pin, env=env)
         if not settings.module and not token_exists(str(module), settings.label, env):
+            _require_no_ca(home)
             initialise_token(str(module), settings.label, _secret(home.secrets / "so-pin"), pin, env)
             logger.info("token initialised", module=str(module), label=settings.label)
     return [lane] * settings.lanes
@@ -59,6 +61,15 @@ def _choose(settings: TokenSection) -> tuple[str, Path]:
     if not module.exists():
         raise ConfigError(f"setting token.module: {module} does not exist; name your HSM's PKCS #11 library")
     return "pkcs11", module
+
+
+def _require_no_ca(home: Home) -> None:
+    """Raise rather than put an empty token in the place of one that held CA keys and cannot be read now."""
+    if home.database.exists() and (home.ca / "root.pem").exists():
+        raise LaneStartError(
+            f"{home.token}: the token that holds this CA's keys is missing or cannot be read; restore it from the "
+            "backup (certificates and database are untouched)"
+        )
 
 
 def _softhsm_environment(home: Home) -> dict[str, str]:

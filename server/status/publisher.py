@@ -65,8 +65,11 @@ class StatusPublisher:
             schedule.schedule_row(self.issuer_label, one, a.not_after)
             for one, a in zip(signed, answers, strict=True)
         ]
+        good = [serial_hex(a.status.serial) for a in answers if a.status.revoked_at is None]
         async with self._database.write() as connection:
             await schedule.record(connection, rows)
+            # A revocation came between our reading and now: the store keeps its answer, and it stays due.
+            await schedule.hurry(connection, self.issuer_label, good, if_revoked=True)
         return signed
 
     async def publish(self, signed: Sequence[SignedResponse]) -> None:

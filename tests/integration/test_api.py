@@ -6,9 +6,11 @@ import ssl
 import threading
 import uuid
 from http.client import HTTPSConnection
+from urllib.parse import quote
 
 import pytest
 
+from pkix.csr import bounds_in_characters
 from pkix.names import serial_hex
 from tests.support.ca import make_csr
 from tests.support.certmill import Reply, RunningCertmill
@@ -163,6 +165,31 @@ def test_revocation_repeats_conflicts_and_refuses(running: RunningCertmill) -> N
     assert running.revoke(serial, "certificateHold").status == 400
     read = running.api("GET", f"/v1/certificates/{serial}").json
     assert (read["status"], read["revocation_reason"]) == ("revoked", "keyCompromise")
+
+
+def test_a_replay_says_what_is_true_now(running: RunningCertmill) -> None:
+    csr, key = make_csr("replayed.example.gov"), str(uuid.uuid4())
+    serial = running.issue(csr, key=key).json["serial"]
+    running.revoke(serial, "superseded")
+    again = running.issue(csr, key=key)
+    assert (again.status, again.headers["idempotent-replayed"]) == (201, "true")
+    assert (again.json["serial"], again.json["status"]) == (serial, "revoked")
+
+
+@pytest.mark.parametrize("limit", ["0", "1001", "00000000199999", "9" * 5000, "x", "١"])
+def test_page_limits_are_limits(running: RunningCertmill, limit: str) -> None:
+    assert running.api("GET", f"/v1/certificates?limit={quote(limit)}").status == 400
+
+
+def test_subjects_in_lao_are_issued(running: RunningCertmill) -> None:
+    from cryptography import x509
+    from cryptography.x509.oid import NameOID
+
+    with bounds_in_characters():
+        name = x509.NameAttribute(NameOID.COMMON_NAME, "ກ" * 64, _validate=False)
+    reply = running.issue(make_csr(None, extra=(name,)), profile="tls-client")
+    assert reply.status == 201, reply.body
+    assert "ກ" * 64 in reply.json["subject"]
 
 
 def test_a_client_sees_only_its_own_certificates(running: RunningCertmill) -> None:

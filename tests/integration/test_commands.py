@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from server import __version__
-from server.supervisor import EXIT_CONFIG
+from server.supervisor import EXIT_CONFIG, EXIT_TEMPORARY
 from tests.support.certmill import RunningCertmill
 
 
@@ -25,9 +25,9 @@ def certmill(home: Path, *arguments: str, **settings: str) -> "subprocess.Comple
     )  # fmt: skip
 
 
-def one_line(done: "subprocess.CompletedProcess[str]") -> str:
-    """Expect a configuration error and return what was said outside the log."""
-    assert done.returncode == EXIT_CONFIG
+def one_line(done: "subprocess.CompletedProcess[str]", code: int = EXIT_CONFIG) -> str:
+    """Expect an error and return what was said outside the log."""
+    assert done.returncode == code
     said = [line for line in done.stderr.splitlines() if not line.startswith("{")]
     assert len(said) == 1
     assert said[0].startswith("certmill: ")
@@ -64,7 +64,16 @@ def test_taken_admin_port_ends_everything_with_one_line(tmp_path: Path) -> None:
 
 def test_damaged_database_is_told(tmp_path: Path) -> None:
     (tmp_path / "certmill.sqlite").write_bytes(b"this is no database" * 100)
-    assert "certmill.sqlite" in one_line(certmill(tmp_path, "authority"))
+    assert "certmill.sqlite" in one_line(certmill(tmp_path, "authority"), EXIT_TEMPORARY)
+
+
+def test_token_that_vanished_is_not_made_anew(tmp_path: Path) -> None:
+    softhsm = {"token_kind": "pkcs11"}
+    assert certmill(tmp_path, "init", **softhsm).returncode == 0
+    (tmp_path / "token/tokens").rename(tmp_path / "token/aside")
+    said = one_line(certmill(tmp_path, "authority", **softhsm), EXIT_TEMPORARY)
+    assert "restore it from the backup" in said
+    assert not list((tmp_path / "token/tokens").iterdir())
 
 
 def test_token_with_another_pin_is_told_and_tried_once(tmp_path: Path) -> None:

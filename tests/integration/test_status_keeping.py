@@ -11,6 +11,7 @@ from cryptography import x509
 from ocsp.store import Status, StoredResponse
 from pkix.crl import RevocationReason
 from pkix.names import SerialNumber, serial_hex
+from pkix.ocsp_response import CertificateStatus
 from server.app import Parts, renew_responder
 from server.clock import epoch
 from server.errors import Conflict, NotFound, StorageError
@@ -75,6 +76,24 @@ async def test_good_disappears_at_once_though_the_hsm_is_dead(parts: Parts) -> N
             assert await stored_status(parts, serial, name) is Status.REVOCATION_PENDING
     await parts.refresher.refresh_once()
     assert await stored_status(parts, serial) is Status.REVOKED
+
+
+async def test_a_revocation_during_a_refresh_stays_due(parts: Parts, table: Table) -> None:
+    issued = await parts.issuance.issue(order())
+    before = Answer(status=CertificateStatus(serial=issued.serial), hash_name="sha1", not_after=2**40)
+    text = serial_hex(issued.serial)
+    table.rows("update certificates set revoked_at = 1, reason = 'superseded' where serial = ?", text)
+    await parts.publisher.answer([before], Priority.REFRESH)  # it read "good" before the revocation
+    assert table.rows("select refresh_at from ocsp_responses where serial = ?", text) == [(0,)]
+
+
+async def test_a_removed_or_narrowed_demo_client_stays_so(parts: Parts, table: Table) -> None:
+    table.rows("update clients set names = '[]' where name = 'demo'")
+    await parts.own.ensure_demo(parts.clients)
+    assert table.rows("select names from clients where name = 'demo'") == [("[]",)]
+    table.rows("delete from clients where name = 'demo'")
+    await parts.own.ensure_demo(parts.clients)
+    assert table.rows("select name from clients where name = 'demo'") == []
 
 
 async def test_a_refresh_that_read_good_before_the_revocation_does_no_harm(parts: Parts) -> None:

@@ -1,8 +1,11 @@
 """The response store on a real LMDB environment."""
 
 import asyncio
+import dataclasses
 import itertools
 import shutil
+import sys
+from asyncio.subprocess import PIPE
 from pathlib import Path
 
 import pytest
@@ -10,8 +13,8 @@ import pytest
 from ocsp.entry import pack, unpack
 from ocsp.errors import StoreError, StoreFull
 from ocsp.generation import Generation
-from ocsp.lmdb_store import LmdbReader, LmdbStore
-from ocsp.store import Status, StoredResponse, key_prefix
+from ocsp.lmdb_store import MAP_BYTES, LmdbReader, LmdbStore
+from ocsp.store import ResponseKey, Status, StoredResponse, key_prefix
 from tests.unit.ocsp.stores import SHA1, SHA256, TAG, fill, key, response, with_store
 
 OLD_GOOD = response(der=b"old", age_s=100)
@@ -177,3 +180,33 @@ def test_reader_of_a_damaged_store_has_a_typed_error(tmp_path: Path) -> None:
     with pytest.raises(StoreError):
         reader.key_prefixes()
     reader.close()
+
+
+@pytest.mark.parametrize("map_bytes", [MAP_BYTES, 2**20])
+async def test_reader_follows_a_store_that_outgrows_its_map(tmp_path: Path, map_bytes: int) -> None:
+    async with LmdbStore(tmp_path, max_bytes=2**26) as store:
+        await store.publish([(ResponseKey(b"first"), response())])
+        code = READ_WHILE_GROWING.format(directory=str(tmp_path), map_bytes=map_bytes)
+        reader = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdin=PIPE, stdout=PIPE)
+        assert reader.stdin is not None
+        assert reader.stdout is not None
+        assert await reader.stdout.readline() == b"open\n"
+        large = dataclasses.replace(response(), der=bytes(4096))
+        for block in range(8):
+            await store.publish([(ResponseKey(b"%d/%d" % (block, n)), large) for n in range(512)])
+            reader.stdin.write(b"%d\n" % block)
+            assert await reader.stdout.readline() == b"512\n"
+        reader.stdin.close()
+        assert await reader.wait() == 0
+
+
+# In a process of its own, as workers are: LMDB tells a map that is too small only between processes.
+READ_WHILE_GROWING = """
+import sys
+from pathlib import Path
+from ocsp.lmdb_store import LmdbReader
+reader = LmdbReader(Path({directory!r}), max_bytes={map_bytes})
+print("open", flush=True)
+for line in sys.stdin:
+    print(sum(reader.read(b"%d/%d" % (int(line), n)) is not None for n in range(512)), flush=True)
+"""

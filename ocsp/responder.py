@@ -11,6 +11,7 @@ import time
 from urllib.parse import unquote_to_bytes
 
 from aiohttp import web
+from aiohttp.http_exceptions import ContentEncodingError, TransferEncodingError
 
 from ocsp.answers import Answers, Need, Result
 from ocsp.errors import AuthorityUnavailable
@@ -115,12 +116,15 @@ def _decode_base64(encoded: str) -> bytes | None:
 
 
 async def _read_at_most(request: web.Request, limit: int) -> bytes | None:
-    """Read the body; None if it is larger than `limit`."""
+    """Read the body; None if it is larger than `limit` or cannot be decoded."""
     body = bytearray()
-    async for chunk in request.content.iter_any():
-        body += chunk
-        if len(body) > limit:
-            return None
+    try:
+        async for chunk in request.content.iter_any():
+            body += chunk
+            if len(body) > limit:
+                return None
+    except (web.RequestPayloadError, ContentEncodingError, TransferEncodingError):
+        return None  # not encoded as its header says
     return bytes(body)
 
 

@@ -84,12 +84,12 @@ class Home:
 
 
 @contextmanager
-def exclusive(home: Home) -> Iterator[None]:
-    """Be the only authority of this home while inside; raises `AlreadyRunning`.
+def exclusive(home: Home, role: str = "authority") -> Iterator[None]:
+    """Be the only process of this role (authority, supervisor) in this home while inside; raises `AlreadyRunning`.
 
     The kernel drops the lock with the process, however it ends. The home has been created.
     """
-    descriptor = os.open(home.run / "authority.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(home.run / f"{role}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

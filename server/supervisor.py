@@ -7,6 +7,7 @@ so relying parties get answers while the authority starts, restarts or is down.
 import asyncio
 import contextlib
 import ctypes
+import errno
 import os
 import signal
 import socket
@@ -19,6 +20,8 @@ from typing import Any
 
 from structlog.typing import FilteringBoundLogger
 
+from ocsp.errors import ListenError
+from server.config import Address
 from server.notify import notify
 
 EXIT_CONFIG = 78  # sysexits.h EX_CONFIG: starting again would not help
@@ -116,6 +119,35 @@ class Supervisor:
             stopping.cancel()
             if not ended.done():
                 process.kill()
+
+
+def require_free(address: Address, *, patience_s: float = 5.0) -> None:
+    """Raise `ListenError` if somebody listens there, another certmill too. Blocking.
+
+    The workers of a supervisor that was just killed get `patience_s` to end.
+
+    Workers share their port (SO_REUSEPORT), so they cannot notice: relying parties would be answered now by one
+    CA's responder, now by the other's.
+    """
+    deadline = time.monotonic() + patience_s
+    while (error := _bind_error(address)) is not None:
+        if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
+            raise ListenError(
+                f"setting listen.public: cannot listen on {address}: {error.strerror or error}; stop what listens "
+                "there, or choose another address"
+            )
+        time.sleep(0.1)
+
+
+def _bind_error(address: Address) -> OSError | None:
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address.host, address.port))
+        except OSError as error:
+            return error
+    return None
 
 
 @contextlib.contextmanager

@@ -15,9 +15,9 @@ from server.authority import initialise, prepare_home, run_authority
 from server.cli.banner import banner
 from server.config import Config, environment, load_config
 from server.errors import AlreadyRunning, ConfigError, ServerError
-from server.home import Home
+from server.home import Home, exclusive
 from server.logs import make_logger
-from server.supervisor import EXIT_CONFIG, EXIT_TEMPORARY, Supervisor
+from server.supervisor import EXIT_CONFIG, EXIT_TEMPORARY, Supervisor, require_free
 from signer_pool.errors import PinRejected, SignerPoolError
 
 # What an operator must mend before another start can succeed. The rest may heal: the supervisor tries again.
@@ -59,7 +59,13 @@ def serve() -> None:
         )
         return await supervisor.run()
 
-    raise typer.Exit(_guarded(lambda: uvloop.run(run())))
+    def work() -> int:
+        # Before anything is bound or unlinked: a second start by mistake must not touch the first one.
+        with exclusive(home, "supervisor"):
+            require_free(config.listen.public)
+            return uvloop.run(run())
+
+    raise typer.Exit(_guarded(work))
 
 
 @app.command()

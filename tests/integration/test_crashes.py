@@ -4,6 +4,8 @@ import os
 import secrets
 import signal
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -153,6 +155,25 @@ def is_zombie(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except OSError:
         return True
+
+
+def test_a_second_start_by_mistake_touches_nothing(server: RunningCertmill, tmp_path: Path) -> None:
+    run = server.home / "run"
+    before = {path.name: path.stat().st_ino for path in run.iterdir()}
+    other = tmp_path / "other"
+    for home, words in ((server.home, "another certmill uses"), (other, "setting listen.public: cannot listen")):
+        environ = {**server.environ, "CERTMILL_HOME": str(home)}
+        done = subprocess.run(
+            [sys.executable, "-m", "server", "serve"],
+            env=environ, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert done.returncode == 78
+        (said,) = done.stderr.splitlines()
+        assert words in said
+    assert {path.name: path.stat().st_ino for path in run.iterdir()} == before
+    metrics = server.admin("/metrics").body.decode()
+    assert 'certmill_process_up{process="ocsp-0"} 1.0' in metrics
+    assert not (other / "certmill.sqlite").exists()
 
 
 def test_a_second_start_finds_everything_again(home: Path) -> None:

@@ -200,6 +200,13 @@ def test_whatever_is_no_request_is_malformed(worker: Worker, body: bytes) -> Non
     assert answer.headers["Cache-Control"] == "no-store"
 
 
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br"])
+def test_body_that_is_not_encoded_as_it_says_is_malformed(worker: Worker, encoding: str) -> None:
+    request = post(question(1), "Content-Type: application/ocsp-request", f"Content-Encoding: {encoding}")
+    answer = one(worker, request)
+    assert (answer.status, answer.body) == (200, MALFORMED_REQUEST)
+
+
 def test_chunked_body_and_other_ways_to_speak_http(worker: Worker) -> None:
     serial = publish(worker, stored())
     body = question(serial)

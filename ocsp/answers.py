@@ -11,7 +11,7 @@ from pathlib import Path
 from ocsp.entry import Finisher
 from ocsp.errors import StoreError
 from ocsp.lmdb_store import LmdbReader
-from ocsp.store import ResponseKey, Status
+from ocsp.store import KEY_PREFIX_OCTETS, ResponseKey, Status
 from pkix.ocsp_request import MALFORMED_REQUEST, TRY_LATER, UNAUTHORIZED
 
 _SHA1_PREFIX = b"\x01"
@@ -52,6 +52,7 @@ class Answers:
         self.slow = [0] * len(Result)
         self.stale_refused = 0
         self.unknown_serials = 0
+        self.unknown_issuers = 0
 
     def tick(self) -> None:
         """Once a second: open the store when it appears, follow it when it was replaced, learn its issuers."""
@@ -98,6 +99,8 @@ class Answers:
 
     def answer(self, key: ResponseKey | None) -> Answer | Need:
         """Return the HTTP answer of this second for a key."""
+        if self._reader is None:
+            self._open()  # it broke under an earlier question, or is new
         if self._reader is None or key is None:
             return self.unknown_issuer()
         try:
@@ -115,21 +118,29 @@ class Answers:
 
     def _absent(self, reader: LmdbReader, key: ResponseKey) -> Answer | Need:
         """Tell "never issued" from "never asked with SHA-256": the SHA-1 answer is there from the start."""
+        if key[:KEY_PREFIX_OCTETS] not in self._prefixes.values():
+            return self.unknown_issuer()  # remembered from a store that was deleted, and is being rebuilt
         if key[:1] == _SHA256_PREFIX and reader.read(ResponseKey(_SHA1_PREFIX + key[1:])) is not None:
             return Need.FORWARD
-        return self.unauthorized()
+        return self._never_issued()
 
     def unknown_issuer(self) -> Answer:
-        """Answer for an issuer that is not in the store.
+        """Answer for an issuer that is not in the store, or not named by SHA-1 or SHA-256.
 
         An issuer is registered when all its answers are there; while there is none, a store is being made or
         rebuilt, and "unauthorized" would be a lie.
         """
-        return self.unauthorized() if self._prefixes else self.try_later()
+        if not self._prefixes:
+            return self.try_later()
+        self.unknown_issuers += 1
+        return self._unauthorized()
 
-    def unauthorized(self) -> Answer:
-        """Answer for a certificate that was never issued here (RFC 9919 §3.2.3): counted, it may be an attack."""
+    def _never_issued(self) -> Answer:
+        """Answer for a serial number that our issuer never gave (RFC 9919 §3.2.3): it may be an attack."""
         self.unknown_serials += 1
+        return self._unauthorized()
+
+    def _unauthorized(self) -> Answer:
         return Result.UNAUTHORIZED, self.finisher.error(UNAUTHORIZED)
 
     def try_later(self) -> Answer:

@@ -67,6 +67,7 @@ class _WorkerCollector(Collector):
             ("refused_connections", "Connections refused at the limit", self._connections.refused_connections),
             ("stale_refused", "Stored answers not served: stale or revocation pending", answers.stale_refused),
             ("unknown_serial", "Questions about certificates never issued here", answers.unknown_serials),
+            ("unknown_issuer", "Questions about other issuers, or named by other hashes", answers.unknown_issuers),
         ):
             yield CounterMetricFamily(f"certmill_ocsp_{name}", text, value=value)
         yield GaugeMetricFamily(

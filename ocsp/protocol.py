@@ -8,32 +8,23 @@ ours were written before.
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import cast
 
 from ocsp.answers import Answers, Need, Result
+from ocsp.deadlines import Deadlines
 from ocsp.handover import HandedOver
 from ocsp.store import ResponseKey
-from ocsp.wire import Fast, Scanner, Verdict
+from ocsp.wire import Fast, Once, Scanner, Verdict
 from pkix.ocsp_request import template_match
 
 REMEMBERED_REQUESTS = 16_384
 _REMEMBERED_BYTES = 1024
 _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 _TOO_MANY = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+_CLOSE = b"\r\nConnection: close\r\n"
 
 # A remembered request: key, generation, second, answer, index of its counter.
 Remembered = tuple[ResponseKey, int, int, bytes, int]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Deadlines:
-    """How long a connection may idle, take for one request or one body, or live after its hand-over; seconds."""
-
-    idle_s: int = 75
-    request_s: int = 10
-    body_s: float = 5.0
-    handed_over_s: int = 600
 
 
 class Listener:
@@ -63,6 +54,10 @@ class Listener:
         """Make the protocol of a new connection."""
         return OcspProtocol(self)
 
+    def now(self) -> int:
+        """Return the present second."""
+        return self.answers.finisher.now
+
     def open_connections(self) -> int:
         """Count the connections that are open now."""
         return len(self.connections) + len(self.handed_over)
@@ -72,13 +67,12 @@ class Listener:
         return self.open_connections() >= self._max_connections
 
     def sweep(self) -> None:
-        """Once a second: cut connections that idle, dawdle over a request, or outstay their hand-over."""
+        """Once a second: cut connections that idle, or dawdle over a request or an answer."""
         now = self.answers.finisher.now
         for connection in list(self.connections):
             connection.cut_if_late(now, self.deadlines)
         for handed_over in list(self.handed_over):
-            if now - handed_over.since > self.deadlines.handed_over_s:
-                handed_over.abort()
+            handed_over.cut_if_late(now, self.deadlines)
 
     def drain(self) -> None:
         """Stop serving: close what waits for a next request; what was written is still sent."""
@@ -97,8 +91,11 @@ class Listener:
         answers.fast[counter] += 1
         return answer
 
-    def respond_new(self, request: bytes, der: bytes) -> bytes | None:
-        """Return the answer to a request seen for the first time; None if the slow path must have it."""
+    def respond_new(self, request: bytes | None, der: bytes) -> bytes | None:
+        """Return the answer to a request seen for the first time; None if the slow path must have it.
+
+        It is remembered under the bytes of `request`, if these are given.
+        """
         match = template_match(der)
         if match is None:
             return None
@@ -110,13 +107,15 @@ class Listener:
             return data
         return self._answer(request, key)
 
-    def _answer(self, request: bytes, key: ResponseKey) -> bytes | None:
+    def _answer(self, request: bytes | None, key: ResponseKey) -> bytes | None:
         generation = self.answers.generation()  # before the read: what changes after it makes ours old
         answer = self.answers.answer(key)
         if isinstance(answer, Need):
             return None
         result, data = answer
         self.answers.fast[result] += 1
+        if request is None:
+            return data
         if result <= Result.REVOKED and len(request) <= _REMEMBERED_BYTES:
             if len(self.remembered) >= REMEMBERED_REQUESTS:
                 self.remembered.clear()
@@ -188,6 +187,9 @@ class OcspProtocol(asyncio.Protocol):
             elif scanned is Verdict.HAND_OVER:
                 self._hand_over(data[start:])
                 return
+            elif isinstance(scanned, Once):
+                self._answer_once(data[start:], scanned)
+                return
             else:
                 self._transport.write(_TOO_LARGE)
                 self._transport.close()
@@ -195,6 +197,16 @@ class OcspProtocol(asyncio.Protocol):
         if start or not self._buffer:  # a request was finished, or a new one began: its time counts from now
             self._since = listener.answers.finisher.now
         self._buffer = data[start:]
+
+    def _answer_once(self, unconsumed: bytes, scanned: Once) -> None:
+        """Answer HTTP/1.0 and close; whatever follows the request is nobody's."""
+        answer = self._listener.respond_new(None, scanned.body)
+        if answer is None:
+            self._hand_over(unconsumed)
+            return
+        self._buffer = b""
+        self._transport.write(answer.replace(b"\r\n", _CLOSE, 1))
+        self._transport.close()
 
     def _hand_over(self, unconsumed: bytes) -> None:
         """Let aiohttp have the connection, beginning with the request that we do not know."""
@@ -204,7 +216,7 @@ class OcspProtocol(asyncio.Protocol):
         handed_over = HandedOver(
             self._transport,
             listener.successor(),
-            since=listener.answers.finisher.now,
+            clock=listener.now,
             forget=listener.handed_over.discard,
         )
         listener.handed_over.add(handed_over)

@@ -11,7 +11,7 @@ import time
 from urllib.parse import unquote_to_bytes
 
 from aiohttp import web
-from aiohttp.http_exceptions import ContentEncodingError, TransferEncodingError
+from aiohttp.http_exceptions import HttpProcessingError
 
 from ocsp.answers import Answers, Need, Result
 from ocsp.errors import AuthorityUnavailable
@@ -55,7 +55,8 @@ class Responder:
     async def get(self, request: web.Request) -> web.Response:
         """Answer a request in the path (RFC 6960 A.1.1)."""
         start = time.perf_counter()
-        encoded = request.raw_path.partition("?")[0].removeprefix(self._prefix).removeprefix("/")
+        depth = self._prefix.count("/") + 1  # counted, not compared: the prefix may be percent-encoded
+        encoded = "".join(_path(request).split("/", depth)[depth:])
         return await self._respond(request, _decode_base64(encoded), start)
 
     async def post(self, request: web.Request) -> web.Response:
@@ -89,9 +90,8 @@ class Responder:
             return answers.unknown_issuer()
         except MalformedOcspRequest:
             return answers.malformed()
-        if cert_id.serial <= 0:
-            return answers.unauthorized()
-        octets = cert_id.serial.to_bytes(cert_id.serial.bit_length() // 8 + 1, "big")
+        serial = cert_id.serial  # negative ones are asked for, too; no key in the store looks like theirs
+        octets = serial.to_bytes(serial.bit_length() // 8 + 1, "big", signed=True)
         key = answers.key(cert_id.issuer_hashes, octets)
         answer = answers.answer(key)
         if isinstance(answer, Need) and key is not None:
@@ -108,9 +108,19 @@ class Responder:
         return self._answers.answer(key)
 
 
+def _path(request: web.Request) -> str:
+    """Return the path as it was sent; the target may be a whole URI (RFC 9112 §3.2.2)."""
+    target = request.raw_path.partition("?")[0]
+    return target if target.startswith("/") else "/" + target.partition("://")[2].partition("/")[2]
+
+
 def _decode_base64(encoded: str) -> bytes | None:
+    """Decode what follows the prefix: as clients really send it, after one slash too many or without padding."""
     try:
-        return binascii.a2b_base64(unquote_to_bytes(encoded), strict_mode=True)
+        text = unquote_to_bytes(encoded).lstrip(b"/")  # the base64 of a SEQUENCE begins with M
+        if not text.endswith(b"="):
+            text += b"=" * (-len(text) % 4)
+        return binascii.a2b_base64(text, strict_mode=True)
     except ValueError:
         return None
 
@@ -123,8 +133,8 @@ async def _read_at_most(request: web.Request, limit: int) -> bytes | None:
             body += chunk
             if len(body) > limit:
                 return None
-    except (web.RequestPayloadError, ContentEncodingError, TransferEncodingError):
-        return None  # not encoded as its header says
+    except (web.RequestPayloadError, HttpProcessingError):
+        return None  # not encoded as its header says, or not chunked as it should be
     return bytes(body)
 
 
@@ -138,9 +148,9 @@ def _as_response(answer: bytes) -> web.Response:
 
 def _not_modified(request: web.Request, response: web.Response) -> bool:
     """Evaluate If-None-Match, else If-Modified-Since (RFC 9110 §13.2.2)."""
-    tags = request.headers.get("If-None-Match")
-    if tags is not None:
-        known = {tag.strip().removeprefix("W/") for tag in tags.split(",")}
+    tags = request.headers.getall("If-None-Match", None)
+    if tags is not None:  # several lines are one list (RFC 9110 §5.3)
+        known = {tag.strip().removeprefix("W/") for tag in ",".join(tags).split(",")}
         return "*" in known or response.headers["ETag"] in known
     since = request.if_modified_since
     modified = email.utils.parsedate_to_datetime(response.headers["Last-Modified"])

@@ -6,7 +6,8 @@ port (SO_REUSEPORT), so any of them may be restarted at any time.
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable
+import socket
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -18,12 +19,14 @@ from prometheus_client import CollectorRegistry, generate_latest
 from structlog.typing import FilteringBoundLogger
 
 from ocsp.answers import Answers
+from ocsp.deadlines import Deadlines
 from ocsp.errors import ListenError
 from ocsp.forward import Forwarder
 from ocsp.metrics import WorkerMetrics
-from ocsp.protocol import Deadlines, Listener
+from ocsp.protocol import Listener
 from ocsp.repository import Repository
 from ocsp.responder import MAX_REQUEST_BYTES, Responder
+from ocsp.slow_writer import write_slowly
 from ocsp.wire import Scanner
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -49,14 +52,35 @@ class WorkerConfig:
     deadlines: Deadlines = field(default_factory=Deadlines)
 
 
-def run(config: WorkerConfig, logger: FilteringBoundLogger) -> None:
-    """Serve until SIGTERM or SIGINT; raises `ListenError`."""
+def _nothing() -> None:
+    """Tell nobody."""
+
+
+def run(
+    config: WorkerConfig,
+    logger: FilteringBoundLogger,
+    *,
+    sockets: Sequence[socket.socket] = (),
+    on_ready: Callable[[], None] = _nothing,
+    on_stopping: Callable[[], None] = _nothing,
+) -> None:
+    """Serve until SIGTERM or SIGINT; raises `ListenError`.
+
+    `sockets`: they listen already, and are ours from now on; without any, `config.host` and `port` say where.
+    `on_stopping` is called when they are closed and answers are still being sent. Neither callback may block.
+    """
     config.metrics_socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     config.metrics_socket.unlink(missing_ok=True)
-    uvloop.run(serve(config, logger))
+    uvloop.run(serve(config, logger, sockets, on_ready, on_stopping))
 
 
-async def serve(config: WorkerConfig, logger: FilteringBoundLogger) -> None:
+async def serve(
+    config: WorkerConfig,
+    logger: FilteringBoundLogger,
+    sockets: Sequence[socket.socket],
+    on_ready: Callable[[], None],
+    on_stopping: Callable[[], None],
+) -> None:
     """Serve until SIGTERM or SIGINT; raises `ListenError`."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -81,8 +105,9 @@ async def serve(config: WorkerConfig, logger: FilteringBoundLogger) -> None:
         )
         metrics.watch(answers=answers, connections=listener, forwarder=forwarder)
         await _serve_metrics(stack, registry, config.metrics_socket)
-        server = await _listen(config, listener)
+        servers = await _listen(config, sockets, listener)
         logger.info("ocsp worker ready", public=f"{config.host}:{config.port}", store=answers.open)
+        on_ready()
         while not stop.is_set():
             answers.tick()
             listener.sweep()
@@ -91,7 +116,9 @@ async def serve(config: WorkerConfig, logger: FilteringBoundLogger) -> None:
                     await stop.wait()
             except TimeoutError:
                 continue
-        server.close()
+        for server in servers:
+            server.close()
+        on_stopping()
         listener.drain()
     logger.info("ocsp worker stops")
 
@@ -114,6 +141,7 @@ async def _slow_path(
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
     assert runner.server is not None  # noqa: S101 - set by setup()
+    write_slowly(runner.server)
     return runner.server
 
 
@@ -139,11 +167,16 @@ async def _serve_metrics(stack: AsyncExitStack, registry: CollectorRegistry, pat
     await web.UnixSite(runner, str(path)).start()
 
 
-async def _listen(config: WorkerConfig, listener: Listener) -> asyncio.Server:
+async def _listen(
+    config: WorkerConfig, sockets: Sequence[socket.socket], listener: Listener
+) -> list[asyncio.Server]:
+    loop = asyncio.get_running_loop()
+    if sockets:
+        return [await loop.create_server(listener.connect, sock=one, backlog=BACKLOG) for one in sockets]
     try:
-        return await asyncio.get_running_loop().create_server(
-            listener.connect, config.host, config.port, reuse_port=True, backlog=BACKLOG
-        )
+        return [
+            await loop.create_server(listener.connect, config.host, config.port, reuse_port=True, backlog=BACKLOG)
+        ]
     except OSError as error:
         raise ListenError(
             f"setting listen.public: cannot listen on {config.host}:{config.port}: {error.strerror or error}; "

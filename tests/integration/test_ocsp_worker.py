@@ -14,19 +14,32 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 
-from ocsp.store import Status, StoredResponse
+from ocsp.lmdb_store import LmdbStore
+from ocsp.store import Status
 from pkix.ocsp_request import MALFORMED_REQUEST, TRY_LATER, UNAUTHORIZED
-from tests.support.ocsp_worker import MAX_CONNECTIONS, Answer, Worker, read_answer, running_worker
-from tests.unit.ocsp.stores import SHA1, SHA256, fill, key
+from tests.support.ocsp_worker import (
+    HOST,
+    MAX_CONNECTIONS,
+    SERIALS,
+    Worker,
+    get,
+    one,
+    path_of,
+    post,
+    publish,
+    question,
+    read_answer,
+    running_worker,
+    stored,
+)  # fmt: skip
+from tests.unit.ocsp.stores import SHA1, fill, key, with_store
 
 DAY = 86_400
-SERIALS = itertools.count(1000)
-HOST = b"Host: ocsp.test\r\n"
+CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
 OCSP = "application/ocsp-response"
 
 
@@ -36,46 +49,6 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
     fill(home / "store", [])
     with running_worker(home) as started:
         yield started
-
-
-def stored(
-    status: Status = Status.GOOD, der: bytes = b"good", *, age_s: int = 60, left_s: int = DAY
-) -> StoredResponse:
-    now = int(time.time())
-    return StoredResponse(status=status, this_update=now - age_s, next_update=now + left_s, der=der)
-
-
-def publish(worker: Worker, response: StoredResponse, serial: int | None = None, hash_name: str = "sha1") -> int:
-    """Publish as an authority does that starts, publishes and ends; return the serial."""
-    serial = serial or next(SERIALS)
-    fill(worker.home / "store", [(key(serial, hash_name), response)])
-    return serial
-
-
-def question(serial: int, algorithm: str = "sha1", nonce: bytes | None = None) -> bytes:
-    chosen, names = (hashes.SHA1(), SHA1) if algorithm == "sha1" else (hashes.SHA256(), SHA256)
-    builder = ocsp.OCSPRequestBuilder().add_certificate_by_hash(*names, serial, chosen)
-    if nonce is not None:
-        builder = builder.add_extension(x509.OCSPNonce(nonce), critical=False)
-    return builder.build().public_bytes(Encoding.DER)
-
-
-def get(path: str, *headers: str, method: str = "GET", version: str = "1.1") -> bytes:
-    lines = "".join(f"{header}\r\n" for header in headers)
-    return f"{method} {path} HTTP/{version}\r\n".encode() + HOST + lines.encode() + b"\r\n"
-
-
-def path_of(serial: int) -> str:
-    return "/ocsp/" + base64.b64encode(question(serial)).decode()
-
-
-def post(body: bytes, *headers: str) -> bytes:
-    lines = "".join(f"{header}\r\n" for header in headers or ("Content-Type: application/ocsp-request",))
-    return b"POST /ocsp HTTP/1.1\r\n" + HOST + lines.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body
-
-
-def one(worker: Worker, request: bytes) -> Answer:
-    return worker.ask(request)[0]
 
 
 def test_fast_and_slow_path_say_the_same(worker: Worker) -> None:
@@ -98,7 +71,7 @@ def test_fast_and_slow_path_say_the_same(worker: Worker) -> None:
         "Content-Type", "Content-Length", "ETag", "Last-Modified", "Date", "Cache-Control", "Expires",
     }  # fmt: skip
     for answer in [answers[0], *answers[1:2], *answers[3:]]:
-        same = {name: value for name, value in answer.headers.items() if name not in {"Connection", "Server"}}
+        same = {name: value for name, value in answer.headers.items() if name != "Connection"}
         assert (answer.status, answer.body, same) == (200, b"good", fast.headers)
     assert answers[2].status == 400, "control characters in a header"
 
@@ -123,6 +96,8 @@ def test_validators_are_honoured(worker: Worker) -> None:
         assert answer.headers["ETag"] == tag
         assert answer.headers["Cache-Control"] == fresh.headers["Cache-Control"]
         assert answer.body == (b"good" if status == 200 else b"")
+    two_lines = one(worker, get(path, 'If-None-Match: "other"', f"If-None-Match: {tag}"))
+    assert two_lines.status == 304, "they are one list (RFC 9110 §5.3)"
     both = one(worker, get(path, 'If-None-Match: "other"', f"If-Modified-Since: {modified}"))
     assert both.status == 200, "If-None-Match alone decides (RFC 9110 §13.2.2)"
     unknown = one(worker, get(path_of(next(SERIALS)), "If-None-Match: *"))
@@ -136,17 +111,41 @@ def test_validators_are_honoured(worker: Worker) -> None:
         lambda path: quote(path, safe=""),
         lambda path: quote(path).replace("%2F", "%2f").replace("%3D", "%3d"),
         lambda path: path.replace("=", "%3D"),
+        lambda path: path.rstrip("="),
+        lambda path: quote(path.rstrip("="), safe=""),
         lambda path: "/" + path.replace("+", "%2b"),
+        lambda path: "//" + path,
+        lambda path: "%2F" + path.rstrip("="),
     ],
-    ids=["raw", "all", "lower case", "padding", "leading slash"],
-)
+    ids=[
+        "raw", "all", "lower case", "padding", "no padding", "all, no padding", "two slashes", "three slashes",
+        "encoded slash, no padding",
+    ],
+)  # fmt: skip
 def test_get_in_every_encoding(worker: Worker, encode: Callable[[str], str]) -> None:
-    serial = publish(worker, stored(), int.from_bytes(b"\xff\xef\xbe\xfb" * 4) + next(SERIALS))
+    serial = publish(worker, stored(), int.from_bytes(b"\xff\xef\xbe\xfb" * 4 + b"\0") + next(SERIALS))
     path = base64.b64encode(question(serial)).decode()
     assert "/" in path
-    assert one(worker, get("/ocsp/" + encode(path))).body == (
-        b"good" if not encode(path).startswith("/") else MALFORMED_REQUEST
-    )
+    assert path.endswith("=")
+    answer, canonical = one(worker, get("/ocsp/" + encode(path))), one(worker, get("/ocsp/" + path))
+    assert (answer.status, answer.body) == (canonical.status, canonical.body) == (200, b"good")
+    assert answer.headers["ETag"] == canonical.headers["ETag"]
+
+
+def test_target_may_be_a_whole_uri(worker: Worker) -> None:
+    serial = publish(worker, stored())
+    path = path_of(serial)
+    for target in (
+        "http://ocsp.test" + path,
+        "HTTP://ocsp.test:80" + path,
+        "https://[::1]" + path,
+        "/%6Fcs%70" + path[5:],
+    ):
+        assert one(worker, get(target)).body == b"good", target
+    absolute = post(question(serial)).replace(b"/ocsp", b"http://ocsp.test/ocsp", 1)
+    assert one(worker, absolute).body == b"good"
+    assert one(worker, get("http://ocsp.test")).status == 404
+    assert one(worker, get("http://ocsp.test?/ocsp/AAAA")).status == 404
 
 
 def test_double_slash_inside_the_request_is_kept(worker: Worker) -> None:
@@ -179,16 +178,44 @@ def test_states(worker: Worker) -> None:
     assert 'certmill_ocsp_responses_total{path="slow",result="unauthorized"}' in metrics
 
 
-def test_nonces_and_other_hashes(worker: Worker) -> None:
+def test_nonces(worker: Worker) -> None:
     serial = publish(worker, stored())
     for octets in (1, 15, 16, 32, 33, 128):
         assert one(worker, post(question(serial, nonce=b"n" * octets))).body == b"good"
     for octets in (0, 129):
         assert one(worker, post(question(serial, nonce=b"n" * octets))).body == MALFORMED_REQUEST
-    sha512 = ocsp.OCSPRequestBuilder().add_certificate_by_hash(b"n" * 64, b"k" * 64, serial, hashes.SHA512())
-    assert one(worker, post(sha512.build().public_bytes(Encoding.DER))).body == UNAUTHORIZED
-    zero = question(1).replace(b"\x02\x01\x01", b"\x02\x01\x00")
-    assert one(worker, post(zero)).body == UNAUTHORIZED
+
+
+def test_unknown_serials_and_unknown_issuers_are_counted_apart(worker: Worker) -> None:
+    def counted() -> tuple[float, ...]:
+        return tuple(worker.counter(f"certmill_ocsp_unknown_{what}_total") for what in ("serial", "issuer"))
+
+    def hashed(algorithm: hashes.HashAlgorithm) -> bytes:
+        names = (b"n" * algorithm.digest_size, b"k" * algorithm.digest_size)
+        builder = ocsp.OCSPRequestBuilder().add_certificate_by_hash(*names, serial, algorithm)
+        return builder.build().public_bytes(Encoding.DER)
+
+    serial = publish(worker, stored())
+    negative, zero = (question(1).replace(b"\x02\x01\x01", b"\x02\x01" + octet) for octet in (b"\x80", b"\0"))
+    for der, added in [
+        (question(next(SERIALS)), (1, 0)),
+        (question(next(SERIALS), "sha256"), (1, 0)),
+        (question(next(SERIALS), nonce=b"n" * 16), (1, 0)),
+        (question(1 << 8 * 2000), (1, 0)),
+        (negative, (1, 0)),
+        (zero, (1, 0)),
+        (question(serial).replace(SHA1[1], b"x" * 20), (0, 1)),
+        (negative.replace(SHA1[0], b"x" * 20), (0, 1)),
+        (hashed(hashes.SHA384()), (0, 1)),
+        (hashed(hashes.SHA512()), (0, 1)),
+        (question(serial), (0, 0)),
+        (b"nonsense", (0, 0)),
+    ]:
+        before = counted()
+        answer = one(worker, post(der))
+        assert tuple(b - a for a, b in zip(before, counted(), strict=True)) == added, der.hex()
+        assert (answer.body == UNAUTHORIZED) == any(added)
+    assert "certmill_ocsp_store_open 1.0" in worker.metrics(), "the store is not closed over a long serial number"
 
 
 @pytest.mark.parametrize(
@@ -200,13 +227,6 @@ def test_whatever_is_no_request_is_malformed(worker: Worker, body: bytes) -> Non
     assert answer.headers["Cache-Control"] == "no-store"
 
 
-@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br"])
-def test_body_that_is_not_encoded_as_it_says_is_malformed(worker: Worker, encoding: str) -> None:
-    request = post(question(1), "Content-Type: application/ocsp-request", f"Content-Encoding: {encoding}")
-    answer = one(worker, request)
-    assert (answer.status, answer.body) == (200, MALFORMED_REQUEST)
-
-
 def test_chunked_body_and_other_ways_to_speak_http(worker: Worker) -> None:
     serial = publish(worker, stored())
     body = question(serial)
@@ -215,12 +235,109 @@ def test_chunked_body_and_other_ways_to_speak_http(worker: Worker) -> None:
     assert one(worker, chunked).body == b"good"
     assert one(worker, get(path_of(serial), version="1.0")).body == b"good"
     assert one(worker, get("/ocsp")).body == MALFORMED_REQUEST
-    assert one(worker, get("/ocsp/")).body == MALFORMED_REQUEST
+    assert one(worker, get("/ocsp/")).body == one(worker, get("/ocsp/AA=A")).body == MALFORMED_REQUEST
     head = one(worker, get(path_of(serial), "Connection: close", method="PUT"))
     assert head.status == 405
     assert one(worker, get("/nothing")).status == 404
     assert one(worker, get("/nothing")).headers["Cache-Control"] == "no-store"
     assert one(worker, b"\x16\x03\x01\x02\r\n\r\n").status == 400
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br"])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_body_that_is_not_encoded_as_it_says_is_malformed(worker: Worker, encoding: str, *, chunked: bool) -> None:
+    body = question(1)
+    request = post(body, "Content-Type: application/ocsp-request", f"Content-Encoding: {encoding}")
+    if chunked:
+        request = request.replace(b"Content-Length: %d\r\n\r\n" % len(body), CHUNKED + b"%x\r\n" % len(body))
+        request += b"\r\n0\r\n\r\n"
+    answer = one(worker, request)
+    assert (answer.status, answer.body) == (200, MALFORMED_REQUEST)
+
+
+BROKEN_BODIES = {
+    "size": b"zz\r\nabc\r\n0\r\n\r\n",
+    "no line end": b"3\r\nabcX0\r\n\r\n",
+    "bare line feeds": b"3\nabc\n0\n\n",
+    "long extension": b"3;" + b"x" * 20_000 + b"\r\nabc\r\n0\r\n\r\n",
+    "long trailer": b"3\r\nabc\r\n0\r\nX: " + b"x" * 20_000 + b"\r\n\r\n",
+    "many trailers": b"3\r\nabc\r\n0\r\n" + b"X: y\r\n" * 500 + b"\r\n",
+    "no trailer": b"3\r\nabc\r\n0\r\nno colon\r\n\r\n",
+    "control character": b"3\r\nabc\r\n0\r\nX: \0\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("parser", ["in C", "in Python"])
+def test_broken_body_is_the_fault_of_its_sender(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parser: str
+) -> None:
+    monkeypatch.setenv("AIOHTTP_NO_EXTENSIONS", "1" if parser == "in Python" else "")
+    fill(tmp_path / "store", [])
+    head = b"POST /ocsp HTTP/1.1\r\n" + HOST + CHUNKED
+    with running_worker(tmp_path) as worker:
+        for (name, body), pause_s in itertools.product(BROKEN_BODIES.items(), (0, 0.02)):
+            with worker.connect() as connection:
+                connection.sendall(head)
+                time.sleep(pause_s)  # after a pause the body is being waited for
+                connection.sendall(body)
+                answer = read_answer(connection)
+            assert answer.status in {400, 408} or (answer.status, answer.body) == (200, MALFORMED_REQUEST), name
+
+
+def test_nobody_is_told_what_software_answers(worker: Worker) -> None:
+    serial = publish(worker, stored())
+    for message in (
+        get(path_of(serial)),
+        get(path_of(serial), "If-None-Match: *"),
+        get(path_of(serial), "Connection: close"),
+        get("/nothing"),
+        get(path_of(serial), method="PUT"),
+        b"no HTTP\r\n\r\n",
+        b"POST /ocsp HTTP/1.1\r\n" + HOST + CHUNKED + b"zz\r\n",
+        b"POST /ocsp HTTP/1.1\r\n" + HOST + b"Content-Length: 3\r\n\r\n",
+        get("/ocsp/" + "A" * 5000),
+    ):
+        assert not {"server", "x-powered-by"} & {name.lower() for name in one(worker, message).headers}, message
+
+
+def test_half_closed_connection_gets_its_answers_and_ends(worker: Worker) -> None:
+    serial = publish(worker, stored())
+    nonce = post(question(serial, nonce=b"n" * 16))
+    for messages, rest in (
+        ([nonce], b""),
+        ([nonce], nonce[:30]),  # half a head is owed nothing
+        ([nonce.replace(b"HTTP/1.1", b"HTTP/1.0")], b""),
+        ([post(question(serial)).replace(b"HTTP/1.1", b"HTTP/1.0")], b""),
+        ([get(path_of(serial)), get(path_of(serial), "Accept: */*"), nonce, get(path_of(serial))], b""),
+        ([nonce] * 40, b""),  # more than aiohttp queues
+    ):
+        with worker.connect() as connection:
+            connection.sendall(b"".join(messages) + rest)
+            connection.shutdown(socket.SHUT_WR)
+            assert [read_answer(connection).body for _ in messages] == [b"good"] * len(messages)
+            assert connection.recv(1) == b"", "long before it would have idled for too long"
+
+
+def test_bare_line_feeds_are_refused_at_once(worker: Worker) -> None:
+    for message in (get("/ocsp/AAAA").replace(b"\r\n", b"\n"), get("/ocsp/AAAA")[:-2] + b"\n"):
+        assert one(worker, message).status == 400, "without waiting for the sweep, which would not answer"
+
+
+def test_http_1_0_is_answered_on_the_fast_path(worker: Worker) -> None:
+    serial = publish(worker, stored())
+    before = worker.counter("certmill_ocsp_handovers_total")
+    for message in (get(path_of(serial), version="1.0"), post(question(serial)).replace(b"HTTP/1.1", b"HTTP/1.0")):
+        with worker.connect() as connection:
+            connection.sendall(message)
+            answer = read_answer(connection)
+            assert (answer.body, answer.headers["Connection"]) == (b"good", "close")
+            assert connection.recv(1) == b""
+    assert worker.counter("certmill_ocsp_handovers_total") == before
+    with worker.connect() as connection:
+        for _ in range(2):
+            connection.sendall(get(path_of(serial), "Connection: keep-alive", version="1.0"))
+            answer = read_answer(connection)
+            assert (answer.body, answer.headers["Connection"]) == (b"good", "keep-alive")
 
 
 def test_head_is_the_header_of_get(worker: Worker) -> None:
@@ -337,6 +454,26 @@ def test_worker_without_a_store_says_try_later_until_there_is_one(tmp_path: Path
                 assert body in {b"good", TRY_LATER}
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
+
+
+def test_store_that_grows_under_a_worker_is_read_to_its_end(tmp_path: Path) -> None:
+    count = 3000  # of two pages each: 24 MB
+
+    async def grow(store: LmdbStore) -> None:
+        for first in range(1, count, 500):
+            await store.publish([(key(n), stored(der=b"%d" % n + bytes(5000))) for n in range(first, first + 500)])
+
+    fill(tmp_path / "store", [(key(count + 1), stored())])
+    with running_worker(tmp_path) as worker, worker.connect() as connection:
+        connection.sendall(get(path_of(count + 1)))
+        assert read_answer(connection).body == b"good"
+        with_store(tmp_path / "store", grow, max_bytes=2**27)
+        for serial in range(1, count + 1, 100):
+            connection.sendall(b"".join(get(path_of(n)) for n in range(serial, serial + 100)))
+            for n in range(serial, serial + 100):
+                assert read_answer(connection).body.rstrip(b"\0") == b"%d" % n
+        connection.sendall(get(path_of(count + 1)))
+        assert read_answer(connection).body == b"good"
 
 
 def test_worker_told_to_stop_finishes_what_it_has(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_each_state_has_its_answer(answers: Answers) -> None:
 def test_what_was_never_issued_is_unauthorized_and_counted(answers: Answers) -> None:
     assert ask(answers, 99) == (Result.UNAUTHORIZED, UNAUTHORIZED)
     assert ask(answers, 99, SHA256) == (Result.UNAUTHORIZED, UNAUTHORIZED)
-    assert answers.unknown_serials == 2
+    assert (answers.unknown_serials, answers.unknown_issuers) == (2, 0)
 
 
 @pytest.mark.parametrize(
@@ -76,6 +76,7 @@ def test_what_was_never_issued_is_unauthorized_and_counted(answers: Answers) -> 
 )
 def test_both_hashes_of_the_issuer_count(answers: Answers, hashes: tuple[bytes, bytes]) -> None:
     assert ask(answers, GOOD, hashes) == (Result.UNAUTHORIZED, UNAUTHORIZED)
+    assert (answers.unknown_serials, answers.unknown_issuers) == (0, 1)
 
 
 def test_known_certificate_under_a_new_hash_needs_the_authority(answers: Answers) -> None:
@@ -133,8 +134,24 @@ def test_store_that_breaks_is_let_go(answers: Answers) -> None:
     answers._reader._env.close()
     assert answers.answer(where) == answers.try_later()
     assert not is_open(answers)
+    again = answers.answer(where)
+    assert not isinstance(again, Need)
+    assert again[0] is Result.GOOD, "at once, also for a key that was remembered"
+
+
+def test_key_of_a_store_that_is_being_rebuilt_is_not_called_unknown(tmp_path: Path, clock: Clock) -> None:
+    directory = tmp_path / "store"
+    fill(directory, [(key(GOOD), response())])
+    answers = Answers(directory, max_age_cap_s=3600, clock=clock)
     answers.tick()
-    assert ask(answers, GOOD)[0] is Result.GOOD
+    remembered = answers.key(b"".join(SHA1), bytes((GOOD,)))
+    shutil.rmtree(directory)
+    fill(directory, [], issuer=False)  # its issuer is registered when its answers are there
+    answers.tick()
+    assert is_open(answers)
+    assert answers.answer(remembered) == answers.try_later()
+    assert (answers.unknown_serials, answers.unknown_issuers) == (0, 0)
+    answers.close()
 
 
 def test_key_is_that_of_the_store(answers: Answers) -> None:

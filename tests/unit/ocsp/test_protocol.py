@@ -13,11 +13,13 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 
 from ocsp.answers import Answers, Result
-from ocsp.protocol import REMEMBERED_REQUESTS, Deadlines, Listener
+from ocsp.deadlines import Deadlines
+from ocsp.protocol import REMEMBERED_REQUESTS, Listener
 from ocsp.store import ResponseKey, Status
 from ocsp.wire import MAX_HEAD_BYTES, Scanner
 from pkix.ocsp_request import TRY_LATER, UNAUTHORIZED
 from tests.unit.ocsp.stores import NOW, SHA1, SHA256, Clock, fill, key, response
+from tests.unit.ocsp.transports import Successor, Transport
 
 GOOD, REVOKED, SHA1_ONLY, PENDING = 1, 2, 3, 4
 HOST = b" HTTP/1.1\r\nHost: a\r\n"
@@ -45,67 +47,6 @@ def post(serial: int) -> bytes:
             body,
         )
     )
-
-
-class Transport(asyncio.Transport):
-    """Remembers what was done with it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.written: list[bytes] = []
-        self.done: list[str] = []
-        self.protocol: asyncio.BaseProtocol | None = None
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        self.written.append(bytes(data))
-
-    def close(self) -> None:
-        self.done.append("close")
-
-    def abort(self) -> None:
-        self.done.append("abort")
-
-    def is_closing(self) -> bool:
-        return bool({"close", "abort"} & set(self.done))
-
-    def pause_reading(self) -> None:
-        self.done.append("pause")
-
-    def resume_reading(self) -> None:
-        self.done.append("resume")
-
-    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        self.protocol = protocol
-
-    @property
-    def bodies(self) -> list[bytes]:
-        return [one.partition(b"\r\n\r\n")[2] for one in self.written]
-
-
-class Successor(asyncio.Protocol):
-    """Stands where aiohttp would."""
-
-    def __init__(self) -> None:
-        self.received = b""
-        self.calls: list[str] = []
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.calls.append("made")
-
-    def pause_writing(self) -> None:
-        self.calls.append("pause")
-
-    def resume_writing(self) -> None:
-        self.calls.append("resume")
-
-    def eof_received(self) -> None:
-        self.calls.append("eof")
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.calls.append("lost")
-
-    def data_received(self, data: bytes) -> None:
-        self.received += data
 
 
 @pytest.fixture
@@ -245,19 +186,56 @@ def test_first_request_that_is_not_known_takes_the_connection_with_it(
     assert listener.handovers == 1
     assert listener.connections == set()
     assert listener.open_connections() == 1
+    handed_over = cast("asyncio.Protocol", transport.protocol)
+    handed_over.data_received(b"more")
+    assert successor.received == rest + b"more"
     clock.now += 601
     listener.answers.finisher.tick()
     listener.sweep()
     assert transport.done == ["abort"], "nobody keeps a connection for ever"
-    handed_over = cast("asyncio.Protocol", transport.protocol)
-    handed_over.data_received(b"more")
-    handed_over.pause_writing()
-    handed_over.resume_writing()
-    handed_over.eof_received()
     handed_over.connection_lost(None)
-    assert successor.received == rest + b"more"
-    assert successor.calls == ["made", "pause", "resume", "eof", "lost"]
     assert listener.open_connections() == 0
+
+
+def old(message: bytes) -> bytes:
+    return message.replace(b"HTTP/1.1", b"HTTP/1.0")
+
+
+@pytest.mark.parametrize(
+    ("message", "body"), [(get(GOOD), b"good"), (post(GOOD), b"good"), (get(99), UNAUTHORIZED)]
+)
+def test_http_1_0_is_answered_and_closed(listener: Listener, message: bytes, body: bytes) -> None:
+    for _ in range(2):
+        protocol, transport = connect(listener)
+        protocol.data_received(get(REVOKED) + old(message) + get(REVOKED))
+        assert transport.bodies == [b"revoked", body], "nothing after it"
+        assert transport.written[1].startswith(b"HTTP/1.1 200 OK\r\nConnection: close\r\n")
+        assert transport.done == ["close"]
+        protocol.connection_lost(None)
+    assert list(listener.remembered) == [get(REVOKED)], "a remembered answer would not close"
+    assert listener.handovers == 0
+    assert sum(listener.answers.fast) == 4
+
+
+def test_http_1_0_that_is_not_known_is_handed_over(listener: Listener, successors: list[Successor]) -> None:
+    protocol, transport = connect(listener)
+    message = old(get(SHA1_ONLY, algorithm=hashes.SHA256()))
+    protocol.data_received(message)
+    assert [successor.received for successor in successors] == [message]
+    assert (transport.written, transport.done) == ([], [])
+
+
+def test_remembered_request_finds_a_store_that_broke_again(listener: Listener) -> None:
+    protocol, transport = connect(listener)
+    protocol.data_received(get(GOOD))
+    reader = listener.answers._reader
+    assert reader is not None
+    reader._env.close()
+    listener.remembered[get(GOOD)] = (key(GOOD), -1, 0, b"", 0)  # as of another second
+    protocol.data_received(get(GOOD))
+    listener.remembered[get(GOOD)] = (key(GOOD), -1, 0, b"", 0)
+    protocol.data_received(get(GOOD))
+    assert transport.bodies == [b"good", TRY_LATER, b"good"]
 
 
 def test_endless_head_is_refused(listener: Listener) -> None:

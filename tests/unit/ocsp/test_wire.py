@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocsp.wire import MAX_BODY_BYTES, MAX_HEAD_BYTES, Fast, Scanner, Verdict, decode_path, judge_block
+from ocsp.wire import MAX_BODY_BYTES, MAX_HEAD_BYTES, Fast, Once, Scanner, Verdict, decode_path, judge_block
 
 DER = bytes(range(0xF0, 0x100)) * 4  # its base64 has + and /
 PATH = base64.b64encode(DER)
@@ -66,7 +66,15 @@ HANDED_OVER = {
     "another path": b"GET /crl/x.crl HTTP/1.1\r\n" + HOST + b"\r\n",
     "path that begins alike": b"POST /ocspx HTTP/1.1\r\n" + HOST + b"\r\n",
     "nothing to decode": b"GET /ocsp/ HTTP/1.1\r\n" + HOST + b"\r\n",
-    "HTTP/1.0": get().replace(b"HTTP/1.1", b"HTTP/1.0"),
+    "HTTP/1.0, keep-alive": get(headers=HOST + b"Connection: keep-alive\r\n").replace(b"HTTP/1.1", b"HTTP/1.0"),
+    "HTTP/1.0, proxy": get(headers=HOST + b"Proxy-Connection: close\r\n").replace(b"HTTP/1.1", b"HTTP/1.0"),
+    "HTTP/1.0, another path": b"GET /crl/x.crl HTTP/1.0\r\n" + HOST + b"\r\n",
+    "HTTP/1.0, no host": get(headers=b"").replace(b"HTTP/1.1", b"HTTP/1.0"),
+    "HTTP/1.0, conditional": get(headers=HOST + b"If-None-Match: *\r\n").replace(b"HTTP/1.1", b"HTTP/1.0"),
+    "HTTP/2.0": get().replace(b"HTTP/1.1", b"HTTP/2.0"),
+    "whole URI": get().replace(b"/ocsp", b"http://ocsp.test/ocsp", 1),
+    "two slashes": get(b"/" + PATH),
+    "no padding": get(PATH.rstrip(b"=")),
     "no host": get(headers=b"Accept: */*\r\n"),
     "no header at all": b"GET /ocsp/AAAA HTTP/1.1\r\n\r\n",
     "two hosts": get(headers=HOST + HOST),
@@ -109,6 +117,26 @@ def test_everything_else_is_handed_over_whole_and_in_pieces(scanner: Scanner, me
         expected = Verdict.MORE if length < end else Verdict.HAND_OVER
         assert scanner.scan(message[:length], 0) is expected
     assert scanner.scan(get() + message, len(get())) is Verdict.HAND_OVER
+
+
+@pytest.mark.parametrize("message", MESSAGES.values(), ids=MESSAGES)
+def test_http_1_0_is_the_same_once(scanner: Scanner, message: bytes) -> None:
+    if b"Connection" in message:
+        message = message.replace(b"Connection: Keep-Alive\r\n", b"")
+    old = message.replace(b" HTTP/1.1", b" HTTP/1.0")
+    for length in range(len(old)):
+        assert scanner.scan(old[:length], 0) is Verdict.MORE
+    assert scanner.scan(old, 0) == Once(DER)
+    assert scanner.scan(message + old + message, len(message)) == Once(DER)
+
+
+@pytest.mark.parametrize("end", [b"\n\n", b"\r\n\n", b"\n\r\n"], ids=["LF LF", "CRLF LF", "LF CRLF"])
+def test_head_that_ends_in_bare_line_feeds_does_not_wait_for_more(scanner: Scanner, end: bytes) -> None:
+    head = b"GET /ocsp/AAAA HTTP/1.1\nHost: a" + end
+    for length in range(len(head)):
+        assert scanner.scan(head[:length], 0) is Verdict.MORE
+    assert scanner.scan(head, 0) is Verdict.HAND_OVER
+    assert scanner.scan(get() + head, len(get())) is Verdict.HAND_OVER
 
 
 def test_endless_heads_end(scanner: Scanner) -> None:

@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 export PYTHONUNBUFFERED = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format lock bench bench-ocsp bench-issue load clean
+.PHONY: help run test check format lock bench bench-ocsp bench-issue bench-signer load soak clean
 
 help: ## print this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -15,7 +15,7 @@ run: $(VENV)/.run ## install what is needed, initialise ./var once, serve until 
 	@exec $(BIN)/certmill serve
 
 test: $(VENV)/.dev ## install what is needed, run every test with the coverage gates
-	@deploy/bootstrap softhsm
+	@deploy/bootstrap softhsm gcc
 	@deploy/coverage-gate $(BIN)/python
 
 check: $(VENV)/.dev ## format, lint, types, import contracts, file sizes
@@ -29,7 +29,7 @@ format: $(VENV)/.dev ## let ruff lay out and mend the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: bench-ocsp bench-issue ## every benchmark
+bench: bench-ocsp bench-issue bench-signer ## every benchmark
 
 bench-ocsp: $(VENV)/.run ## OCSP worker against nginx (static, return) and aiohttp, ratios
 	@deploy/bootstrap softhsm wrk nginx
@@ -38,6 +38,14 @@ bench-ocsp: $(VENV)/.run ## OCSP worker against nginx (static, return) and aioht
 bench-issue: $(VENV)/.run ## signatures/s inside the issuing pipeline against the raw token
 	@deploy/bootstrap softhsm
 	@$(BIN)/python -m loadtests.bench_issue
+
+bench-signer: $(VENV)/.run ## the signer pool against the bare token: lanes, batches, urgent work; ratios and a plot
+	@deploy/bootstrap softhsm
+	@$(BIN)/python -m loadtests.bench_signer
+
+soak: $(VENV)/.dev ## ten minutes of random HSM faults under load: nothing lost, nothing leaked
+	@deploy/bootstrap softhsm gcc
+	@$(BIN)/python -m loadtests.soak_signer --minutes 10
 
 load: $(VENV)/.dev ## Locust, headless, against a certmill of its own: issuing and OCSP
 	@deploy/bootstrap softhsm

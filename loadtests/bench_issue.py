@@ -34,13 +34,13 @@ from server.authority import prepare_home
 from server.clock import utc_now
 from server.config import Config, load_config
 from server.issuance.order import Order
-from signer_pool.lane import LaneConfig
+from signer_pool.lane_config import LaneConfig
 
 AIM = 0.6
 _RESULT = Path("build/bench/issue.json")
 _RAW = """
 import sys, time
-from signer_pool.lane import Pkcs11LaneConfig, SoftwareLaneConfig
+from signer_pool.lane_config import Pkcs11LaneConfig, SoftwareLaneConfig
 import msgspec
 from signer_pool.lane_process import open_session
 config = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=Pkcs11LaneConfig | SoftwareLaneConfig)
@@ -105,7 +105,7 @@ async def _raw(lane: LaneConfig, seconds: float) -> float:
 async def _measure(
     config: Config, arguments: argparse.Namespace, logger: structlog.typing.FilteringBoundLogger
 ) -> dict[str, float]:
-    lanes = prepare_home(config, logger)
+    lanes = prepare_home(config, logger, {})
     raw: list[float] = []
     pipeline: list[float] = []
     csrs = _csrs(256)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from pkix.algorithms import SigningPublicKey, signature_algorithm
+from pkix.algorithms import SignatureAlgorithm, SigningPublicKey, signature_algorithm
 from pkix.csr import IpAddress
 from pkix.errors import LintError
 from pkix.issuer import Issuer
@@ -64,7 +64,7 @@ def prepare_certificate(
     profile: Profile,
     serial: SerialNumber,
     validity: Validity,
-    public_key: SubjectPublicKey,
+    public_key: SubjectPublicKey | SigningPublicKey,
     spki_sha256: bytes,
     names: CertificateNames,
 ) -> PreparedCertificate:
@@ -80,7 +80,7 @@ def prepare_certificate(
     )
     for extension, critical in _extensions(issuer, profile, public_key, names):
         builder = builder.add_extension(extension, critical)
-    tbs = capture_tbs(builder, issuer.public_key, issuer.algorithm.hash_algorithm)
+    tbs = capture_tbs(builder, issuer.public_key, issuer.algorithm)
     return PreparedCertificate(
         serial=serial,
         profile=profile,
@@ -107,8 +107,13 @@ def prepare_ca_certificate(
     validity: Validity,
     issuer: Issuer | None,
     path_length: int | None,
+    self_signed_with: SignatureAlgorithm | None = None,
 ) -> TbsDer:
-    """Build the TBSCertificate of a CA: self-signed where `issuer` is None (BR 7.1.2.1, 7.1.2.6)."""
+    """Build the TBSCertificate of a CA (BR 7.1.2.1, 7.1.2.6).
+
+    Where `issuer` is None it is self-signed, with the key's default algorithm unless `self_signed_with` says
+    otherwise.
+    """
     builder = (
         x509.CertificateBuilder()
         .serial_number(serial)
@@ -122,7 +127,7 @@ def prepare_ca_certificate(
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
     )
     if issuer is None:
-        return capture_tbs(builder, public_key, signature_algorithm(public_key).hash_algorithm)
+        return capture_tbs(builder, public_key, self_signed_with or signature_algorithm(public_key))
     # A root has no responder of its own here: its CRL is the authoritative answer for CA certificates.
     issuers_only = x509.AuthorityInformationAccess(list(issuer.authority_information_access)[1:])
     builder = (
@@ -130,11 +135,11 @@ def prepare_ca_certificate(
         .add_extension(issuers_only, critical=False)
         .add_extension(issuer.crl_distribution_points, critical=False)
     )
-    return capture_tbs(builder, issuer.public_key, issuer.algorithm.hash_algorithm)
+    return capture_tbs(builder, issuer.public_key, issuer.algorithm)
 
 
 def _extensions(
-    issuer: Issuer, profile: Profile, public_key: SubjectPublicKey, names: CertificateNames
+    issuer: Issuer, profile: Profile, public_key: SubjectPublicKey | SigningPublicKey, names: CertificateNames
 ) -> list[tuple[x509.ExtensionType, bool]]:
     encipher = profile.key_encipherment_for_rsa and isinstance(public_key, rsa.RSAPublicKey)
     extensions: list[tuple[x509.ExtensionType, bool]] = [

@@ -65,7 +65,7 @@ def prepare_crl(
         .add_extension(issuer.authority_key_identifier, critical=False)
         .add_extension(x509.CRLNumber(number), critical=False)
     )
-    return capture_tbs(builder, issuer.public_key, issuer.algorithm.hash_algorithm)
+    return capture_tbs(builder, issuer.public_key, issuer.algorithm)
 
 
 def _revoked_certificate(entry: RevokedEntry) -> x509.RevokedCertificate:

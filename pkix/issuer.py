@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import AuthorityInformationAccessOID
 
-from pkix.algorithms import SignatureAlgorithm, SigningPublicKey, signature_algorithm
+from pkix.algorithms import SignatureAlgorithm, SigningPublicKey, algorithm_for
 from pkix.errors import UnsupportedKey
 
 
@@ -25,8 +25,16 @@ class Issuer:
     crl_distribution_points: x509.CRLDistributionPoints
 
     @classmethod
-    def of(cls, certificate: x509.Certificate, *, ocsp_url: str, ca_issuers_url: str, crl_url: str) -> Self:
-        """Describe the CA that holds `certificate`; raises `UnsupportedKey`."""
+    def of(
+        cls,
+        certificate: x509.Certificate,
+        *,
+        ocsp_url: str,
+        ca_issuers_url: str,
+        crl_url: str,
+        algorithm_name: str | None = None,
+    ) -> Self:
+        """Describe the CA that holds `certificate` and signs as `algorithm_for` says; raises `UnsupportedKey`."""
         public_key = signing_public_key(certificate)
         ski = certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
         access = [
@@ -36,7 +44,7 @@ class Issuer:
         return cls(
             certificate=certificate,
             public_key=public_key,
-            algorithm=signature_algorithm(public_key),
+            algorithm=algorithm_for(public_key, algorithm_name),
             authority_key_identifier=x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(ski),
             authority_information_access=x509.AuthorityInformationAccess(
                 [x509.AccessDescription(method, x509.UniformResourceIdentifier(url)) for method, url in access]
@@ -70,9 +78,9 @@ def crl_distribution_points(url: str) -> x509.CRLDistributionPoints:
 
 
 def signing_public_key(certificate: x509.Certificate) -> SigningPublicKey:
-    """Return the RSA or EC key of a CA or responder certificate; raises `UnsupportedKey`."""
+    """Return the key of a CA or responder certificate; raises `UnsupportedKey`."""
     public_key = certificate.public_key()
-    if not isinstance(public_key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey):
+    if not isinstance(public_key, SigningPublicKey):
         raise UnsupportedKey(f"no signature algorithm for {type(public_key).__name__}")
     return public_key
 
@@ -81,4 +89,6 @@ def _key_bits(public_key: SigningPublicKey) -> bytes:
     """Return the value of subjectPublicKey's BIT STRING, which issuerKeyHash is made of."""
     if isinstance(public_key, rsa.RSAPublicKey):
         return public_key.public_bytes(Encoding.DER, PublicFormat.PKCS1)
-    return public_key.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
+    if isinstance(public_key, ec.EllipticCurvePublicKey):
+        return public_key.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
+    return public_key.public_bytes_raw()

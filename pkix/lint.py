@@ -13,7 +13,7 @@ from cryptography.x509.oid import ExtensionOID, NameOID
 from pkix.certificate import ONE_SECOND, PreparedCertificate
 from pkix.errors import LintError
 from pkix.issuer import Issuer
-from pkix.unsigned import assemble
+from pkix.unsigned import assemble, tlv
 
 _MAX_SERIAL = 1 << 159
 _MIN_SERIAL = 1 << 64
@@ -51,8 +51,10 @@ def _lint_fields(read: x509.Certificate, prepared: PreparedCertificate, issuer: 
     _require(read.version is x509.Version.v3, "RFC 5280 §4.1.2.1: version is not 3")
     _require(read.serial_number == prepared.serial, "RFC 5280 §4.1.2.2: another serial number")
     _require(_MIN_SERIAL <= read.serial_number < _MAX_SERIAL, "BR 7.1.2.7: serial number too short or long")
+    # After the serial number: an Ed25519 subject key has the same identifier as an Ed25519 signature.
+    serial = tlv(0x02, read.serial_number.to_bytes(read.serial_number.bit_length() // 8 + 1, "big"))
     _require(
-        prepared.tbs.find(issuer.algorithm.identifier_der) > 0,
+        prepared.tbs.find(serial + issuer.algorithm.identifier_der) > 0,
         "BR 7.1.3.2: the signature field is not the issuer's AlgorithmIdentifier",
     )
     _require(
@@ -112,8 +114,12 @@ def _lint_alternative_names(
     values = {str(n.value).lower() for n in names.value}
     _require(bool(values), "RFC 5280 §4.2.1.6: empty subject alternative name")
     _require(names.critical == (not read.subject.rdns), "RFC 5280 §4.2.1.6: criticality")
-    common = [str(a.value).lower() for a in read.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
-    _require(all(name in values for name in common), "BR 7.1.4.3: common name not among the names")
+    common = [str(a.value) for a in read.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+    # ASCII alone has one lower case that everybody agrees on.
+    _require(
+        all(name.isascii() and name.lower() in values for name in common),
+        "BR 7.1.4.3: common name not among the names",
+    )
 
 
 def check_released(prepared: PreparedCertificate, certificate_der: bytes) -> None:

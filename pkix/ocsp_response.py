@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 
-from pkix.algorithms import SignatureAlgorithm, SigningPublicKey, signature_algorithm, verify_signature
+from pkix.algorithms import SignatureAlgorithm, SigningPublicKey, algorithm_for, verify_signature
 from pkix.crl import RevocationReason
 from pkix.errors import SignatureMismatch
 from pkix.issuer import signing_public_key
@@ -34,14 +34,22 @@ class Responder:
     issuer_hashes: dict[HashName, tuple[bytes, bytes]]
 
     @classmethod
-    def of(cls, certificate: x509.Certificate, issuer_hashes: dict[HashName, tuple[bytes, bytes]]) -> Self:
-        """Describe the holder of `certificate`; `issuer_hashes` maps hash to (name hash, key hash)."""
+    def of(
+        cls,
+        certificate: x509.Certificate,
+        issuer_hashes: dict[HashName, tuple[bytes, bytes]],
+        algorithm_name: str | None = None,
+    ) -> Self:
+        """Describe the holder of `certificate`, who signs as `algorithm_for` says; raises `UnsupportedKey`.
+
+        `issuer_hashes` maps hash to (name hash, key hash).
+        """
         public_key = signing_public_key(certificate)
         return cls(
             certificate=certificate,
             certificate_der=certificate.public_bytes(Encoding.DER),
             public_key=public_key,
-            algorithm=signature_algorithm(public_key),
+            algorithm=algorithm_for(public_key, algorithm_name),
             issuer_hashes=issuer_hashes,
         )
 
@@ -92,7 +100,7 @@ def prepare_response(
         )
         .responder_id(ocsp.OCSPResponderEncoding.HASH, responder.certificate)
     )
-    tbs = capture_tbs(builder, responder.public_key, responder.algorithm.hash_algorithm)
+    tbs = capture_tbs(builder, responder.public_key, responder.algorithm)
     return PreparedResponse(
         status=status, hash_name=hash_name, this_update=this_update, next_update=next_update, tbs=tbs
     )
@@ -126,4 +134,4 @@ def check_response(response_der: bytes, prepared: PreparedResponse, responder: R
         raise SignatureMismatch("the OCSP response does not parse") from error
     if not same:
         raise SignatureMismatch("the OCSP response is not the one that was prepared")
-    verify_signature(responder.public_key, prepared.tbs, read.signature)
+    verify_signature(responder.public_key, prepared.tbs, read.signature, responder.algorithm)

@@ -5,14 +5,14 @@ which is the exact TBS; the real signature is made elsewhere (in an HSM) and joi
 No byte is ever edited: what was recorded is what is linted, what is signed and what is released.
 """
 
-from typing import NoReturn
+from typing import NoReturn, Self
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.utils import Buffer
 from cryptography.x509.ocsp import OCSPResponseBuilder
 
-from pkix.algorithms import SignatureAlgorithm, SignatureHash, SigningPublicKey
+from pkix.algorithms import SignatureAlgorithm, SigningPublicKey
 from pkix.names import TbsDer
 
 _LONG_FORM = 0x80
@@ -23,14 +23,20 @@ Builder = x509.CertificateBuilder | x509.CertificateRevocationListBuilder | OCSP
 
 
 class _Recorder:
-    """What both recording keys share: they hold a public key, record once and refuse everything else."""
+    """What all recording keys share: they hold a public key, record once and refuse everything else."""
 
     recorded: bytes = b""
 
     def _refuse(self, *_args: object, **_kwargs: object) -> NoReturn:
         raise TypeError("a recording key only records what it is asked to sign")
 
-    exchange = decrypt = private_numbers = private_bytes = _refuse
+    exchange = decrypt = private_numbers = private_bytes = private_bytes_raw = _refuse
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
+        return self
 
 
 class _RecordingRsaKey(_Recorder, rsa.RSAPrivateKey):
@@ -47,12 +53,6 @@ class _RecordingRsaKey(_Recorder, rsa.RSAPrivateKey):
     @property
     def key_size(self) -> int:
         return self._public_key.key_size
-
-    def __copy__(self) -> "_RecordingRsaKey":
-        return self
-
-    def __deepcopy__(self, memo: dict[int, object]) -> "_RecordingRsaKey":
-        return self
 
 
 class _RecordingEcKey(_Recorder, ec.EllipticCurvePrivateKey):
@@ -74,27 +74,42 @@ class _RecordingEcKey(_Recorder, ec.EllipticCurvePrivateKey):
     def key_size(self) -> int:
         return self._public_key.key_size
 
-    def __copy__(self) -> "_RecordingEcKey":
-        return self
 
-    def __deepcopy__(self, memo: dict[int, object]) -> "_RecordingEcKey":
-        return self
+class _RecordingEd25519Key(_Recorder, ed25519.Ed25519PrivateKey):
+    def __init__(self, public_key: ed25519.Ed25519PublicKey) -> None:
+        self._public_key = public_key
+
+    def sign(self, data: Buffer) -> bytes:
+        self.recorded = bytes(data)
+        return _PLACEHOLDER
+
+    def public_key(self) -> ed25519.Ed25519PublicKey:
+        return self._public_key
 
 
-def capture_tbs(builder: Builder, public_key: SigningPublicKey, algorithm: SignatureHash) -> TbsDer:
-    """Return the bytes that `builder.sign(key, algorithm)` would have signed with the holder of `public_key`.
+_RecordingKey = _RecordingRsaKey | _RecordingEcKey | _RecordingEd25519Key
+
+
+def capture_tbs(builder: Builder, public_key: SigningPublicKey, algorithm: SignatureAlgorithm) -> TbsDer:
+    """Return the bytes that the holder of `public_key` has to sign with `algorithm`, one of that key's own.
 
     Cost: 40-55 µs.
     """
     key = _recording_key(public_key)
-    builder.sign(key, algorithm)
+    if isinstance(builder, OCSPResponseBuilder):
+        # It takes no padding, and ResponseData names no algorithm (RFC 6960 §4.2.1): its bytes are the same.
+        builder.sign(key, algorithm.hash_algorithm)
+    else:
+        builder.sign(key, algorithm.hash_algorithm, rsa_padding=algorithm.rsa_padding)
     return TbsDer(key.recorded)
 
 
-def _recording_key(public_key: SigningPublicKey) -> _RecordingRsaKey | _RecordingEcKey:
+def _recording_key(public_key: SigningPublicKey) -> _RecordingKey:
+    if isinstance(public_key, ec.EllipticCurvePublicKey):
+        return _RecordingEcKey(public_key)
     if isinstance(public_key, rsa.RSAPublicKey):
         return _RecordingRsaKey(public_key)
-    return _RecordingEcKey(public_key)
+    return _RecordingEd25519Key(public_key)
 
 
 def tlv(tag: int, content: bytes) -> bytes:

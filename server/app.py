@@ -28,11 +28,12 @@ from server.keys.own_certificates import OwnCertificates
 from server.metrics import AuthorityMetrics
 from server.revocation.crl_publisher import CrlPublisher
 from server.revocation.service import RevocationService
+from server.status.commitments import Commitments
 from server.status.publisher import StatusPublisher
 from server.status.reconciler import Reconciler
 from server.status.refresher import Refresher
 from server.storage.database import Database
-from signer_pool.lane import LaneConfig
+from signer_pool.lane_config import LaneConfig
 from signer_pool.pool import SignerPool
 
 _GIB = 2**30
@@ -62,6 +63,7 @@ class Parts:
     crl_publishers: Sequence[CrlPublisher]
     refresher: Refresher
     reconciler: Reconciler
+    commitments: Commitments
 
 
 @asynccontextmanager
@@ -80,7 +82,13 @@ async def open_parts(
         files = await stack.enter_async_context(_thread("files"))
         pool = await stack.enter_async_context(
             SignerPool(
-                lanes=lanes, registry=registry, logger=logger, batch_deadline_s=config.token.batch_deadline_s
+                lanes=lanes,
+                registry=registry,
+                logger=logger,
+                target_batch_s=config.signer.target_batch_ms / 1000,
+                queue_limit=config.signer.queue_limit,
+                batch_deadline_s=config.signer.batch_deadline_s,
+                keep_alive_s=config.signer.keep_alive_s,
             )
         )
         database = await stack.enter_async_context(Database(home.database))
@@ -156,6 +164,15 @@ async def open_parts(
             crl_publishers=(root_crl, issuing_crl),
             refresher=Refresher(publisher=publisher, store=store, ground=ground),
             reconciler=Reconciler(publisher=publisher, store=store, ground=ground),
+            commitments=Commitments(
+                ground=ground,
+                budget=pool.budget,
+                issuer_label=ISSUING,
+                validity_h=config.ocsp.validity_h,
+                crl_interval_h=config.crl.interval_h,
+                root_crl_interval_h=_ROOT_CRL_INTERVAL // dt.timedelta(hours=1),
+                plan=config.plan,
+            ),
         )
         await _recover(parts, store, tag)
         yield parts

@@ -19,7 +19,7 @@ from server.enrol.rest import RestApi
 from server.errors import ServerError
 from server.home import Home, exclusive, write_file
 from server.issuance.catalogue import Catalogue
-from server.keys.hierarchy import ISSUING
+from server.keys.hierarchy import ISSUING, OCSP
 from server.keys.token import prepare_token
 from server.notify import notify
 from server.storage.migrate import upgrade
@@ -29,20 +29,23 @@ from server.web.listeners import application, listening, tls_context
 from server.web.middleware import observe
 from server.web.ocsp_signing import OcspSigningApi
 from signer_pool.errors import SignerPoolError
-from signer_pool.lane import LaneConfig
+from signer_pool.lane_config import LaneConfig
 
 MAINTENANCE_INTERVAL_S = 3600.0
 _ADMIN_BODY_BYTES = 16 * 1024
 
 
-def prepare_home(config: Config, logger: FilteringBoundLogger) -> list[LaneConfig]:
-    """Make directories, settings file, token and database schema where they are missing. Blocking."""
+def prepare_home(config: Config, logger: FilteringBoundLogger, pins: Mapping[str, str]) -> list[LaneConfig]:
+    """Make directories, settings file, token and database schema where they are missing. Blocking.
+
+    `pins`: of the tokens that the settings name, by token name.
+    """
     home = Home(config.home)
     home.create()
     with exclusive(home):
         if not home.settings.exists():
-            write_file(home.settings, default_toml().encode())
-        lanes = prepare_token(config.token, home, logger)
+            write_file(home.settings, default_toml().encode(), mode=0o600)
+        lanes = prepare_token(config, home, logger, pins)
         upgrade(home.database)
     return lanes
 
@@ -120,12 +123,12 @@ def _worker_sockets(parts: Parts) -> dict[str, Path]:
 
 def _readiness(parts: Parts, loops: "Background") -> Readiness:
     health = parts.pool.health()
-    reasons = [f"{lane.token}: {lane.state}: {lane.last_error}" for lane in health.lanes if lane.last_error]
+    reasons = health.reasons()
     if health.alive == 0:
         return Readiness(ready=False, reasons=["no signer lane is ready", *reasons])
     if not loops.running:
-        return Readiness(ready=False, reasons=["a background loop has ended"])
-    return Readiness(ready=True, reasons=[])
+        return Readiness(ready=False, reasons=["a background loop has ended", *reasons])
+    return Readiness(ready=True, reasons=reasons)
 
 
 class Background:
@@ -146,7 +149,7 @@ class Background:
     async def __aenter__(self) -> "Background":
         await self._group.__aenter__()
         parts = self._parts
-        loops = [parts.refresher.run(), parts.reconciler.run(), self._maintain()]
+        loops = [parts.refresher.run(), parts.reconciler.run(), parts.commitments.run(), self._maintain()]
         for loop in [*loops, *(publisher.run() for publisher in parts.crl_publishers)]:
             task = self._group.create_task(loop)
             task.add_done_callback(lambda _task: self.ended.set())
@@ -163,6 +166,7 @@ class Background:
         parts = self._parts
         while True:
             try:
+                await parts.pool.calibrate([ISSUING, OCSP])  # the root key signs nothing that need not be
                 await renew_responder(parts)
                 chain, key = await parts.own.ensure_api(parts.config.listen.api_names)
                 self._tls.load_cert_chain(chain, key)

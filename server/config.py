@@ -1,4 +1,4 @@
-"""Settings: one `certmill.toml`, overridden by `CERTMILL_SECTION_KEY` variables.
+"""Settings: one `certmill.toml`, overridden by `CERTMILL_SECTION_KEY` variables, and `CERTMILL_TOKENS`.
 
 Every setting, its unit and its default stand in `certmill.toml` beside this module; `certmill init` writes
 that file into the home directory.
@@ -16,16 +16,24 @@ from msgspec import Meta
 
 from pkix.algorithms import KeyAlgorithm
 from server.errors import ConfigError
+from server.settings.explain import explain, moved, no_such_variable, toml_error
+from server.settings.plan import PLAN, complete_plan
+from server.settings.section import Count, Section
+from server.settings.signer import KeysSection, SignerSection, TokenSection
+from server.settings.sources import Sources
 
-Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 Hours = Annotated[int, Meta(ge=1, le=24 * 366)]
-Url = Annotated[str, Meta(pattern=r"^https?://[^\s/]+(/[^\s]*[^\s/])?$", max_length=200)]
+Url = Annotated[
+    str,
+    Meta(
+        pattern=r"^https?://[^\s/]+(/[^\s]*[^\s/])?$",
+        max_length=200,
+        description="an http(s) URL without a slash at its end, for example http://pki.example.gov",
+    ),
+]
+Country = Annotated[str, Meta(pattern="^[A-Z]{2}$", description="two capital letters (ISO 3166), for example LA")]
 _RESERVED_VARIABLES = {"CERTMILL_HOME", "CERTMILL_CONFIG"}
 _LAST_PORT = 65535
-
-
-class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of the sections: immutable, no unknown key."""
 
 
 class Address:
@@ -75,23 +83,12 @@ class CaSection(Section, frozen=True, kw_only=True):
     """The hierarchy that `certmill init` makes."""
 
     organization: Annotated[str, Meta(min_length=1, max_length=64)] = "certmill demonstration"
-    country: Annotated[str, Meta(pattern="^[A-Z]{2}$")] = "LA"
+    country: Country = "LA"
     root_key: KeyAlgorithm = KeyAlgorithm.EC_P384
     issuing_key: KeyAlgorithm = KeyAlgorithm.EC_P256
     ocsp_key: KeyAlgorithm = KeyAlgorithm.EC_P256
     root_years: Annotated[int, Meta(ge=2, le=30)] = 20
     issuing_years: Annotated[int, Meta(ge=1, le=20)] = 10
-
-
-class TokenSection(Section, frozen=True, kw_only=True):
-    """The HSM: a PKCS #11 module and token, or software keys."""
-
-    kind: Literal["auto", "pkcs11", "software"] = "auto"
-    module: str = ""
-    label: Annotated[str, Meta(min_length=1, max_length=32)] = "certmill"
-    pin_file: str = ""
-    lanes: Annotated[int, Meta(ge=1, le=64)] = 1
-    batch_deadline_s: Annotated[float, Meta(gt=0, le=300)] = 10.0
 
 
 class IssuanceSection(Section, frozen=True, kw_only=True):
@@ -108,7 +105,7 @@ class OcspSection(Section, frozen=True, kw_only=True):
     """The responder: how many workers, how long an answer lives."""
 
     workers: Annotated[int, Meta(ge=1, le=64)] = 1
-    validity_h: Annotated[int, Meta(ge=16, le=168)] = 96
+    validity_h: Annotated[int, Meta(ge=20, le=168)] = 96
     max_age_s: Annotated[int, Meta(ge=0, le=86400)] = 3600
     max_connections: Count = 10_000
     store_max_gib: Annotated[int, Meta(ge=1, le=4096)] = 8
@@ -135,7 +132,10 @@ class Config(Section, frozen=True, kw_only=True):
     home: Path
     listen: ListenSection = ListenSection()
     ca: CaSection = CaSection()
-    token: TokenSection = TokenSection()
+    signer: SignerSection = SignerSection()
+    tokens: tuple[TokenSection, ...] = ()
+    keys: KeysSection = KeysSection()
+    plan: dict[str, int] = msgspec.field(default_factory=lambda: dict(PLAN))
     issuance: IssuanceSection = IssuanceSection()
     ocsp: OcspSection = OcspSection()
     crl: CrlSection = CrlSection()
@@ -143,7 +143,13 @@ class Config(Section, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if self.crl.interval_h >= self.crl.validity_h:
-            raise ValueError("crl.interval_h must be smaller than crl.validity_h")
+            raise ValueError("crl.interval_h: must be smaller than crl.validity_h")
+        if self.tokens and self.signer.kind == "software":
+            raise ValueError("signer.kind: must be auto or pkcs11 while [[tokens]] are named")
+        names = [token.token_name for token in self.tokens]
+        for number, name in enumerate(names):
+            if name in names[:number]:
+                raise ValueError(f"tokens[{number}].name: {name!r} is taken; give each token a name of its own")
 
 
 def load_config(environ: Mapping[str, str]) -> Config:
@@ -154,57 +160,66 @@ def load_config(environ: Mapping[str, str]) -> Config:
     home = Path(environ.get("CERTMILL_HOME") or "var").resolve()
     named = environ.get("CERTMILL_CONFIG")
     path = Path(named) if named else home / "certmill.toml"
-    tree: dict[str, Any] = {}
-    if named or path.exists():
-        tree = _read_toml(path)
-    _overlay(tree, environ)
+    text = _read(path) if named or path.exists() else ""
+    tree = _parse(path, text)
+    sources = Sources(path=path, text=text, variables=_overlay(tree, environ))
+    for section in tree:
+        if told := moved(section):
+            raise ConfigError(f"{told} ({sources.of(section)})")
     if "home" in tree:
-        raise ConfigError("setting home: set the variable CERTMILL_HOME instead")
+        raise ConfigError(f"setting home: set the variable CERTMILL_HOME instead ({sources.of('home')})")
     try:
-        return msgspec.convert({**tree, "home": str(home)}, Config, strict=False, dec_hook=_decode_special)
-    except msgspec.ValidationError as error:
-        raise ConfigError(_explain(error, path)) from None
+        tree = {**tree, "home": str(home), "plan": complete_plan(tree.get("plan", {}))}
+        return msgspec.convert(tree, Config, strict=False, dec_hook=_decode_special)
+    except ValueError as error:  # msgspec.ValidationError among them
+        setting, reason = explain(str(error), Config)
+        raise ConfigError(f"setting {setting}: {reason} ({sources.of(setting)})") from None
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> str:
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        return path.read_text("utf-8")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file (named by CERTMILL_CONFIG)") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
+
+
+def _parse(path: Path, text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text + "\n")  # so that an error in the last line has its number
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+        raise ConfigError(toml_error(path, text, error)) from None
 
 
-def _overlay(tree: dict[str, Any], environ: Mapping[str, str]) -> None:
-    """Put `CERTMILL_SECTION_KEY` variables over the file's settings."""
-    sections = {f.name for f in msgspec.structs.fields(Config)} - {"home"}
+def _overlay(tree: dict[str, Any], environ: Mapping[str, str]) -> dict[str, str]:
+    """Put `CERTMILL_SECTION_KEY` variables over the file's settings, and `CERTMILL_TOKENS` over its tokens.
+
+    Returns which setting came from which variable.
+    """
+    sections = [f.name for f in msgspec.structs.fields(Config) if f.name not in {"home", "tokens"}]
+    variables: dict[str, str] = {}
     for name, value in environ.items():
         if not name.startswith("CERTMILL_") or name in _RESERVED_VARIABLES:
             continue
+        if name == "CERTMILL_TOKENS":
+            tree["tokens"] = [{"uri": uri} for uri in value.split()]
+            variables["tokens"] = name
+            continue
         section, _, key = name.removeprefix("CERTMILL_").lower().partition("_")
+        if told := moved(section):
+            raise ConfigError(f"{told} (variable {name})")
         if section not in sections or not key:
-            raise ConfigError(f"variable {name}: no such setting (CERTMILL_SECTION_KEY, see certmill.toml)")
+            raise ConfigError(f"variable {name}: {no_such_variable(name, Config)}")
         table = tree.setdefault(section, {})
-        if not isinstance(table, dict):
-            raise ConfigError(f"setting {section}: must be a [section], not a value")
-        table[key] = value.split(",") if key == "api_names" else value
+        if isinstance(table, dict):  # else the file is wrong, which is told in a moment
+            table[key] = value.split(",") if key == "api_names" else value
+        variables[f"{section}.{key}"] = name
+    return variables
 
 
 def _decode_special(kind: type, value: object) -> object:
     return Address.parse(value) if kind is Address else Path(str(value))
-
-
-def _explain(error: msgspec.ValidationError, path: Path) -> str:
-    text = str(error)
-    reason, _, where = text.partition(" - at `$.")
-    setting = where.rstrip("`")
-    if not setting:
-        match = re.search(r"unknown field `(\w+)`", text)
-        setting = match[1] if match else "certmill.toml"
-    variable = "CERTMILL_" + setting.replace(".", "_").upper()
-    return f"setting {setting}: {reason} (in {path} or {variable})"
 
 
 def default_toml() -> str:

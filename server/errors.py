@@ -61,3 +61,7 @@ class StorageError(ServerError):
 
 class AlreadyRunning(ServerError):
     """Another certmill serves this home directory (operator)."""
+
+
+class StartRefused(ServerError):
+    """A child of the supervisor could not start, by its own words, before somebody mends something (operator)."""

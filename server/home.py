@@ -1,13 +1,17 @@
-"""Where everything lies below the home directory, and the lock that keeps a second certmill out of it."""
+"""Where everything lies below the home directory, and the locks that keep a second certmill out of it."""
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from server.errors import AlreadyRunning
+from server.errors import AlreadyRunning, ConfigError
+
+AUTHORITY, SUPERVISOR = "authority", "supervisor"
+_POLL_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,31 +79,108 @@ class Home:
         """Where OCSP worker `number` serves its metrics."""
         return self.run / f"ocsp-{number}.metrics.sock"
 
+    @property
+    def notify_socket(self) -> Path:
+        """Where the supervisor hears from its children."""
+        return self.run / "notify.sock"
+
+    def lock(self, role: str) -> Path:
+        """The lock file of a role: `authority`, `supervisor`, `ocsp-0`."""
+        return self.run / f"{role}.lock"
+
     def create(self) -> None:
-        """Make the directories; only the owner may look into those with secrets."""
-        for path in (self.root, self.ca, self.clients, self.public, self.public / "crl", self.public / "ca"):
-            path.mkdir(parents=True, exist_ok=True, mode=0o755)
-        for path in (self.secrets, self.token, self.software_keys, self.run):
-            path.mkdir(exist_ok=True, mode=0o700)
+        """Make the directories; only the owner may look into those with secrets. Raises `ConfigError`.
+
+        Directories that are there keep their modes.
+        """
+        try:
+            for path in (self.root, self.ca, self.clients, self.public, self.public / "crl", self.public / "ca"):
+                _make(path, 0o755)
+            for path in (self.secrets, self.token, self.software_keys, self.run):
+                _make(path, 0o700)
+        except OSError as error:
+            raise ConfigError(
+                f"home {self.root}: {error.filename} cannot be made: {error.strerror}; "
+                "set CERTMILL_HOME to a directory that certmill's user may write to"
+            ) from None
+
+
+class Lock:
+    """A lock file that this process has open. The kernel drops the lock with the process, however that ends."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor: int | None = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def acquire(self) -> bool:
+        """Take the lock, without a note, unless somebody holds it; say which."""
+        if self._descriptor is None or not _locked(self._descriptor, fcntl.LOCK_EX):
+            return False
+        os.ftruncate(self._descriptor, 0)
+        return True
+
+    def write(self, note: str) -> None:
+        """Leave a note, once, for those who find the lock held."""
+        if self._descriptor is not None:
+            os.pwrite(self._descriptor, note.encode(), 0)
+
+    def release(self) -> None:
+        """Let somebody else have it; idempotent."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
 
 @contextmanager
-def exclusive(home: Home, role: str = "authority") -> Iterator[None]:
-    """Be the only process of this role (authority, supervisor) in this home while inside; raises `AlreadyRunning`.
+def exclusive(home: Home, role: str = AUTHORITY, *, patience_s: float = 0.0) -> Iterator[Lock]:
+    """Be the only one in this role on this home while inside; raises `AlreadyRunning`.
 
-    The kernel drops the lock with the process, however it ends. The home has been created.
+    The home has been created. With `patience_s`, wait so long for another one to go, which blocks.
     """
-    descriptor = os.open(home.run / f"{role}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    deadline = time.monotonic() + patience_s
+    lock = Lock(home.lock(role))
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise AlreadyRunning(
-                f"another certmill uses {home.root}: stop it, or set CERTMILL_HOME to another directory"
-            ) from None
-        yield
+        while not lock.acquire():
+            if time.monotonic() >= deadline:
+                raise AlreadyRunning(_already(home, role))
+            time.sleep(_POLL_S)
+        yield lock
+    finally:
+        lock.release()
+
+
+def held(path: Path) -> str | None:
+    """Return the note on a lock file that somebody holds now; None if nobody does."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        return None if _locked(descriptor, fcntl.LOCK_SH) else os.read(descriptor, 1000).decode()
     finally:
         os.close(descriptor)
+
+
+def _locked(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _already(home: Home, role: str) -> str:
+    if role in {AUTHORITY, SUPERVISOR}:
+        return f"another certmill uses {home.root}: stop it, or set CERTMILL_HOME to another directory"
+    return f"another {role} runs on {home.root}: stop it, or give this one another --number"
+
+
+def _make(path: Path, mode: int) -> None:
+    """Make a directory of this mode, whatever the umask, and what is missing above it."""
+    if path.is_dir():
+        return
+    _make(path.parent, 0o755)
+    path.mkdir(exist_ok=True, mode=0o700)
+    path.chmod(mode)
 
 
 def write_file(path: Path, data: bytes, *, mode: int = 0o644) -> None:

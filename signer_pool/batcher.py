@@ -6,12 +6,12 @@ item never waits for company; while a flush runs, items gather until `size` or `
 """
 
 import asyncio
-from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 from signer_pool.errors import PoolClosed, PoolFull
+from signer_pool.fair_queue import FairQueue
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -34,6 +34,7 @@ class Batcher(Generic[T, R]):
         age_s: float,
         in_flight: int,
         queue_limit: int,
+        weights: Mapping[str, int] | None = None,
     ) -> None:
         if min(size, in_flight, queue_limit) < 1 or age_s < 0:
             raise ValueError("size, in_flight and queue_limit must be at least 1, age_s at least 0")
@@ -42,7 +43,7 @@ class Batcher(Generic[T, R]):
         self._age_s = age_s
         self._places = in_flight
         self._queue_limit = queue_limit
-        self._queue: deque[tuple[T, asyncio.Future[R], float]] = deque()
+        self._queue: FairQueue[tuple[T, asyncio.Future[R], float]] = FairQueue(weights)
         self._flushes: set[asyncio.Task[None]] = set()
         self._timer: asyncio.Handle | None = None
         self._pump_is_due = False
@@ -69,8 +70,8 @@ class Batcher(Generic[T, R]):
         finally:
             self._abandon()
 
-    def submit(self, item: T) -> asyncio.Future[R]:
-        """Queue `item` and return the future of its result.
+    def submit(self, item: T, *, client: str = "") -> asyncio.Future[R]:
+        """Queue `item` and return the future of its result. Clients take turns, by their weights.
 
         Raises `PoolFull` at once when the queue has reached its bound, `PoolClosed` outside the context.
         """
@@ -81,7 +82,7 @@ class Batcher(Generic[T, R]):
             raise PoolFull(f"{self._queue_limit} items are waiting")
         future: asyncio.Future[R] = self._loop.create_future()
         now = self._loop.time()
-        queue.append((item, future, now))
+        queue.append(client, (item, future, now))
         if self._pump_is_due:
             return future
         if not self._flushes or len(queue) >= self._size:
@@ -101,7 +102,7 @@ class Batcher(Generic[T, R]):
         queue = self._queue
         while queue and len(self._flushes) < self._places:
             if self._flushes and len(queue) < self._size and not self._closing:
-                ripe_at = queue[0][2] + self._age_s
+                ripe_at = min(entry[2] for entry in queue.heads()) + self._age_s
                 if self._loop.time() < ripe_at:
                     self._timer = self._loop.call_at(ripe_at, self._pump)
                     return
@@ -115,7 +116,7 @@ class Batcher(Generic[T, R]):
         queue = self._queue
         batch: list[tuple[T, asyncio.Future[R], float]] = []
         while queue and len(batch) < self._size:
-            entry = queue.popleft()
+            entry = queue.pop()
             if not entry[1].done():  # else its caller was cancelled while it waited
                 batch.append(entry)
         return batch

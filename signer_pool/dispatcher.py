@@ -5,15 +5,17 @@ reaches a call that was not verified with the public half of the key it asked fo
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
-from pkix.algorithms import verify_signature
+from pkix.algorithms import SignatureAlgorithm, verify_signature
 from pkix.errors import SignatureMismatch
 from signer_pool.backlog import Backlog, Call, Item, Priority
-from signer_pool.errors import PoolUnavailable, SigningFailed
+from signer_pool.ckr import Action
+from signer_pool.errors import PoolClosed, PoolUnavailable, SigningFailed, Unsignable
 from signer_pool.key_ring import KeyRing
-from signer_pool.lane import Lane, Signed
-from signer_pool.lane_keeper import LaneKeeper, Logger
+from signer_pool.lane import Lane, Refusal, Signed
+from signer_pool.lane_keeper import WRONG_SIGNATURE, LaneKeeper, Logger
 from signer_pool.metrics import PoolMetrics
 
 BATCHES_PER_LANE = 2
@@ -21,7 +23,7 @@ MAX_REFUSALS = 3
 
 
 class Dispatcher:
-    """Belongs to one pool; all of it runs in the pool's loop."""
+    """Belongs to one pool; all of it runs in the pool's loop. `verify` is off in benchmarks alone."""
 
     def __init__(
         self,
@@ -30,29 +32,53 @@ class Dispatcher:
         backlog: Backlog,
         ring: KeyRing,
         keepers: Sequence[LaneKeeper],
+        on_token_down: Callable[[LaneKeeper, Refusal], None],
         metrics: PoolMetrics,
         logger: Logger,
+        verify: bool,
     ) -> None:
         self._loop = loop
         self._backlog = backlog
         self._ring = ring
         self._keepers = keepers
+        self._on_token_down = on_token_down
         self._metrics = metrics
         self._logger = logger
-        self._wait_s = [metrics.wait_s[priority.name.lower()] for priority in Priority]
+        self._verify = verify
         self._timer: asyncio.TimerHandle | None = None
         self._is_due = False
         self._closed: Exception | None = None
 
     def submit(
-        self, key: str, tbs_list: Sequence[bytes], priority: Priority, deadline_s: float
+        self,
+        key: str,
+        tbs_list: Sequence[bytes],
+        priority: Priority,
+        *,
+        algorithm: SignatureAlgorithm,
+        client: str,
+        began: float,
+        deadline_s: float,
     ) -> asyncio.Future[list[bytes]]:
-        """Queue one call and return its future, which is settled by the deadline; raises `PoolFull`."""
+        """Queue one call and return its future, which is settled `deadline_s` after `began`, the loop's time.
+
+        Raises `PoolFull`, and `PoolClosed` if the pool was closed meanwhile.
+        """
+        if self._closed is not None:
+            raise PoolClosed(str(self._closed))
         now = self._loop.time()
         future: asyncio.Future[list[bytes]] = self._loop.create_future()
-        call = Call(future, key=key, count=len(tbs_list), priority=priority, queued_at=now)
+        call = Call(
+            future,
+            key=key,
+            algorithm=algorithm,
+            count=len(tbs_list),
+            priority=priority,
+            client=client,
+            queued_at=now,
+        )
         self._backlog.accept([Item(call, index, tbs) for index, tbs in enumerate(tbs_list)])
-        expiry = self._loop.call_at(now + deadline_s, self._expire, call, deadline_s)
+        expiry = self._loop.call_at(began + deadline_s, self._expire, call, deadline_s)
         future.add_done_callback(lambda _: expiry.cancel())
         self.schedule()
         return future
@@ -63,6 +89,18 @@ class Dispatcher:
             self._is_due = True
             self._loop.call_soon(self._dispatch)
 
+    def judge(self, keeper: LaneKeeper, lane: Lane, refusals: Mapping[int, Refusal]) -> None:
+        """Do to lane and token what the refusals ask for."""
+        for refusal in refusals.values():
+            self._metrics.refused(refusal.code)
+            self._logger.error(
+                "token refused to sign", lane=keeper.name, action=refusal.action.value, cause=refusal.message
+            )
+            if refusal.action in {Action.TOKEN_DOWN, Action.NEVER}:
+                self._on_token_down(keeper, refusal)
+            elif refusal.action is not Action.CALLER:
+                keeper.dismiss(lane, "refused")
+
     def close(self, error: Exception) -> None:
         """Send nothing more and fail every call that waits."""
         self._closed = error
@@ -72,7 +110,7 @@ class Dispatcher:
     def _dispatch(self) -> None:
         self._is_due = False
         self._cancel_timer()
-        if self._closed is not None or not len(self._backlog):
+        if self._closed is not None:
             return
         # First places before second places: no lane idles while another one has two batches.
         for place in range(BATCHES_PER_LANE):
@@ -83,74 +121,95 @@ class Dispatcher:
 
     def _fill(self, keeper: LaneKeeper, lane: Lane, *, at_once: bool) -> None:
         """Send one batch: to an idle lane what there is, to a busy one what is large or old enough."""
+        pace, now = keeper.pace, self._loop.time()
         if not at_once:
-            ripe_at = self._backlog.ripe_at(keeper.keys)
+            ripe_at = self._backlog.ripe_at(keeper.keys, pace.size)
             if ripe_at is None:
                 return
-            if ripe_at > self._loop.time():
+            if ripe_at > now:
                 if self._timer is None:
                     self._timer = self._loop.call_at(ripe_at, self._dispatch)
                 return
-        batch = self._backlog.take(keeper.keys)
+        batch = self._backlog.take(keeper.keys, pace.size, now)
         if not batch:
             return
-        now = self._loop.time()
-        observe = self._wait_s[batch[0].call.priority].observe
-        for item in batch:
-            observe(now - item.call.queued_at)
-        self._metrics.batch_size.observe(len(batch))
+        call = batch[0].call
+        keeper.batches += 1
+        self._metrics.sent(call.priority, [now - item.call.queued_at for item in batch])
         lane.send(
-            batch[0].call.key,
+            call.key,
+            call.algorithm.name,
             [item.tbs for item in batch],
-            lambda reply: self._on_reply(keeper, lane, batch, reply),
+            partial(self._on_reply, keeper, lane, batch),
+            deadline_s=pace.deadline_s((call.key, call.algorithm.name), len(batch)),
         )
 
     def _on_reply(self, keeper: LaneKeeper, lane: Lane, batch: list[Item], reply: Signed | None) -> None:
         if reply is None:
             if keeper.lane is lane:
                 keeper.set_aside()
+            keeper.pace.forget((batch[0].call.key, batch[0].call.algorithm.name))
+            self._metrics.retried("lane_lost", len(batch))
             self._queue_again(batch)
             return
-        self._metrics.service_s.observe(reply.service_s)
+        call = batch[0].call
+        done = sum(map(bool, reply.signatures))
+        self._metrics.answered(call.priority, reply.service_s, reply.healed)
+        if done == len(batch):
+            keeper.pace.measured((call.key, call.algorithm.name), done, reply.service_s)
         # The lane first: it works on while we verify.
-        self._dispatch()
-        refused = self._deliver(batch, reply)
-        if not refused:
+        if not reply.refusals:
+            self._dispatch()
+        again = self._deliver(keeper, lane, batch, reply)
+        if reply.refusals:
+            self.judge(keeper, lane, reply.refusals)
+        if not again:
             keeper.proved_good()
-            return
-        # Broken hardware, a fault attack, a session gone stale: the next one may be no better. (Issue 3
-        # will tell them apart by their CKR code; until then the lane is replaced.)
-        self._logger.error("signatures refused or wrong", lane=keeper.name, count=len(refused))
-        if keeper.lane is lane:
-            keeper.set_aside()
-        lane.kill("refused" if reply.errors else "wrong_signature")
-        self._queue_again(refused)
+        elif self._closed is None:
+            self._metrics.retried("refused", len(again))
+        self._queue_again(again)
 
-    def _deliver(self, batch: list[Item], reply: Signed) -> list[Item]:
+    def _deliver(self, keeper: LaneKeeper, lane: Lane, batch: list[Item], reply: Signed) -> list[Item]:
         """Hand out what verifies and return the items to try again."""
-        key = batch[0].call.key
-        public_key = self._ring.public_key(key)
+        call = batch[0].call
+        public_key, algorithm = self._ring.public_key(call.key), call.algorithm
         again: list[Item] = []
+        wrong = verified = 0
         for index, (item, signature) in enumerate(zip(batch, reply.signatures, strict=True)):
-            reason = reply.errors.get(index)
-            if reason is None:
+            refusal = reply.refusals.get(index)
+            if refusal is None and (signature or not reply.spoils_lane):
                 try:
-                    verify_signature(public_key, item.tbs, signature)
+                    if self._verify:
+                        verify_signature(public_key, item.tbs, signature, algorithm)
                 except SignatureMismatch:
-                    reason = "the signature does not verify"
-                    self._metrics.rejected.inc()
-                    self._metrics.failed(key, "wrong")
+                    wrong += 1
+                    self._refused(keeper, item, "the signature does not verify")
+                    again.append(item)
                 else:
+                    verified += 1
                     item.call.deliver(item.index, signature)
-                    continue
+            elif refusal is None:
+                again.append(item)  # not tried
+            elif refusal.action is Action.CALLER:
+                item.call.fail(Unsignable(f"key {call.key!r}: {refusal.message}"))
             else:
-                self._metrics.failed(key, "refused")
-            item.refusals += 1
-            if item.refusals >= MAX_REFUSALS:
-                item.call.fail(SigningFailed(f"key {key!r}: {reason}, {MAX_REFUSALS} times"))
-            again.append(item)
-        self._metrics.signed(key, len(batch) - len(again))
+                if refusal.action is Action.REPLACE:
+                    self._refused(keeper, item, refusal.message)
+                again.append(item)
+        self._metrics.delivered(call.key, verified=verified, wrong=wrong, refused=len(reply.refusals))
+        if wrong:
+            # Broken hardware, or a fault attack on the key: whatever else this lane says is not believed.
+            self._logger.error("wrong signature: the lane is quarantined", lane=keeper.name, key=call.key)
+            keeper.dismiss(lane, WRONG_SIGNATURE)
         return again
+
+    def _refused(self, keeper: LaneKeeper, item: Item, reason: str) -> None:
+        """Count a refusal; the call fails when every token that could sign has refused, one of them often."""
+        refusals = item.refusals = item.refusals or {}
+        refusals[keeper.token.name] = refusals.get(keeper.token.name, 0) + 1
+        able = {k.token.name for k in self._keepers if item.call.key in k.keys}
+        if max(refusals.values()) >= MAX_REFUSALS and able <= refusals.keys():
+            item.call.fail(SigningFailed(f"key {item.call.key!r}: {reason}, {MAX_REFUSALS} times"))
 
     def _queue_again(self, items: list[Item]) -> None:
         if self._closed is not None:

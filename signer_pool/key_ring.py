@@ -2,7 +2,7 @@
 
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
 
-from pkix.algorithms import SigningPublicKey, key_algorithm
+from pkix.algorithms import SignatureAlgorithm, SigningPublicKey, signature_algorithm
 from pkix.errors import UnsupportedKey
 from signer_pool.errors import KeyMismatch, UnknownKey
 from signer_pool.lane import Lane
@@ -13,6 +13,7 @@ class KeyRing:
 
     def __init__(self) -> None:
         self._keys: dict[str, SigningPublicKey] = {}
+        self._algorithms: dict[str, SignatureAlgorithm] = {}
         self._spki_der: dict[str, bytes] = {}
 
     def labels(self) -> frozenset[str]:
@@ -25,6 +26,11 @@ class KeyRing:
             return self._keys[label]
         except KeyError:
             raise UnknownKey(f"no token has a key {label!r}") from None
+
+    def algorithm(self, label: str) -> SignatureAlgorithm:
+        """Return the algorithm that a key usually signs with; raises `UnknownKey`."""
+        self.public_key(label)
+        return self._algorithms[label]
 
     def pin(self, label: str, public_key: SigningPublicKey) -> None:
         """Make sure that the label stands for this key; raises `UnknownKey`, `KeyMismatch`.
@@ -45,10 +51,10 @@ class KeyRing:
         if known is None:
             try:
                 public_key = load_der_public_key(spki_der)
-                key_algorithm(public_key)
+                self._algorithms[label] = signature_algorithm(public_key)
             except (ValueError, UnsupportedKey):
                 return False
-            self._keys[label] = public_key  # type: ignore[assignment]  # key_algorithm() has looked
+            self._keys[label] = public_key  # type: ignore[assignment]  # signature_algorithm() has looked
             self._spki_der[label] = spki_der
         elif known != spki_der:
             raise KeyMismatch(f"key {label!r} is another one here; remove it from this token, or this token")

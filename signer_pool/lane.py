@@ -8,68 +8,22 @@ the requests, one answer for each:
     Sign -> Signed                  up to two of them wait in the pipe, so that the token never idles
     Generate -> Generated | Failed
     Relist -> Ready | Failed        another lane made a key
+    Ping -> Pong | Failed           nothing was asked for long: an idle session must not be closed by the HSM
 """
 
 import enum
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, BinaryIO, Protocol
+from typing import BinaryIO, Protocol
 
 import msgspec
 
 from pkix.algorithms import KeyAlgorithm
+from signer_pool.ckr import Action
 from signer_pool.errors import SignerPoolError
+from signer_pool.lane_config import LaneConfig
 
 MAX_FRAME_BYTES = 64 * 2**20
 _LENGTH_BYTES = 4
-
-
-class Pkcs11LaneConfig(msgspec.Struct, frozen=True, kw_only=True, tag="pkcs11"):
-    """A session of a PKCS #11 token. `env` is added to the child's environment; the PIN never is.
-
-    No form of it that people see (repr, rich) shows the PIN.
-    """
-
-    module_path: str
-    token_label: str
-    pin: str
-    env: dict[str, str] = {}
-
-    @property
-    def token(self) -> str:
-        """Name the token and its module, for people."""
-        return f"token {self.token_label!r} of {self.module_path}"
-
-    def __repr__(self) -> str:
-        return f"Pkcs11LaneConfig(module_path={self.module_path!r}, token_label={self.token_label!r})"
-
-    def __rich_repr__(self) -> list[tuple[str, Any]]:
-        return [("module_path", self.module_path), ("token_label", self.token_label)]
-
-
-class SoftwareLaneConfig(msgspec.Struct, frozen=True, kw_only=True, tag="software"):
-    """Keys in files: encrypted PKCS #8, `<label>.pem` in `directory`. The passphrase is never shown."""
-
-    directory: str
-    passphrase: str
-
-    @property
-    def token(self) -> str:
-        """Name the directory, for people."""
-        return f"software keys in {self.directory}"
-
-    @property
-    def env(self) -> dict[str, str]:
-        """Return what to add to the child's environment: nothing."""
-        return {}
-
-    def __repr__(self) -> str:
-        return f"SoftwareLaneConfig(directory={self.directory!r})"
-
-    def __rich_repr__(self) -> list[tuple[str, Any]]:
-        return [("directory", self.directory)]
-
-
-LaneConfig = Pkcs11LaneConfig | SoftwareLaneConfig
 
 
 class Frame(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -83,10 +37,11 @@ class Open(Frame, frozen=True, tag="open"):
 
 
 class Sign(Frame, frozen=True, tag="sign"):
-    """Sign every TBS with the key of this label."""
+    """Sign every TBS with the key of this name; `algorithm` names a row of `SIGNATURE_ALGORITHMS`."""
 
     batch_id: int
     key: str
+    algorithm: str
     tbs: Sequence[bytes]
 
 
@@ -101,23 +56,63 @@ class Relist(Frame, frozen=True, tag="relist"):
     """Look for keys again."""
 
 
+class Ping(Frame, frozen=True, tag="ping"):
+    """Use the session, so that it does not idle."""
+
+
+class TokenFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What a token says of itself. `mechanisms`: names of those that we can sign with."""
+
+    label: str = ""
+    manufacturer: str = ""
+    model: str = ""
+    serial: str = ""
+    hardware: str = ""
+    firmware: str = ""
+    slot_id: int = 0
+    mechanisms: tuple[str, ...] = ()
+
+
 class Ready(Frame, frozen=True, tag="ready"):
-    """The token is open. `public_keys`: label to SubjectPublicKeyInfo DER of every usable key."""
+    """The token is open. `public_keys`: name to SubjectPublicKeyInfo DER of every usable key.
+
+    `notes`: lines for the operator about keys that cannot be used, and why.
+    """
 
     public_keys: dict[str, bytes]
     token: str
+    facts: TokenFacts = TokenFacts()
+    notes: list[str] = []
+
+
+class Refusal(msgspec.Struct, frozen=True, array_like=True):
+    """Why there is no signature: what to do about it, the CKR behind it (0: none), a line for the operator."""
+
+    action: Action
+    code: int
+    message: str
 
 
 class Signed(Frame, frozen=True, tag="signed"):
-    """A signature for each TBS, in order; empty where `errors` (by index) says why there is none.
+    """A signature for each TBS, in order; empty where there is none: refused (by index), or not tried.
 
-    `service_s`: seconds spent in the token.
+    `service_s`: seconds spent in the token. `healed`: CKR codes that the lane dealt with by itself, counted.
     """
 
     batch_id: int
     signatures: list[bytes]
-    errors: dict[int, str]
+    refusals: dict[int, Refusal]
     service_s: float
+    healed: dict[int, int] = {}
+
+    @property
+    def spoils_lane(self) -> bool:
+        """Tell whether the lane must not be used any more."""
+        return any(refusal.action is not Action.CALLER for refusal in self.refusals.values())
+
+
+class Pong(Frame, frozen=True, tag="pong"):
+    """The session lives."""
 
 
 class Generated(Frame, frozen=True, tag="generated"):
@@ -136,14 +131,15 @@ class FailureKind(enum.StrEnum):
 
 
 class Failed(Frame, frozen=True, tag="failed"):
-    """The request could not be done; `message` is one line for the operator."""
+    """The request could not be done; `message` is one line for the operator, `code` the CKR behind it or 0."""
 
     kind: FailureKind
     message: str
+    code: int = 0
 
 
-Request = Open | Sign | Generate | Relist
-Reply = Ready | Signed | Generated | Failed
+Request = Open | Sign | Generate | Relist | Ping
+Reply = Ready | Signed | Generated | Pong | Failed
 
 _encoder = msgspec.msgpack.Encoder()
 _request_decoder: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
@@ -218,14 +214,30 @@ class KeySession(Protocol):
         ...
 
     def public_keys(self) -> dict[str, bytes]:
-        """Look for keys: label to SubjectPublicKeyInfo DER. Raises `LaneStartError`."""
+        """Look for keys: name to SubjectPublicKeyInfo DER. Raises `LaneStartError`."""
         ...
 
-    def signer(self, label: str) -> Callable[[bytes], bytes]:
-        """Return a function from TBS to signature (PKCS #1 v1.5, or DER Ecdsa-Sig-Value).
+    def facts(self) -> TokenFacts:
+        """Return what the token says of itself."""
+        ...
 
-        Raises `SigningFailed`, and so does the function.
+    def notes(self) -> list[str]:
+        """Return lines for the operator about keys that `public_keys` found unusable."""
+        ...
+
+    def signer(self, name: str, algorithm: str) -> Callable[[bytes], bytes]:
+        """Return a function from TBS to signature (ECDSA: DER Ecdsa-Sig-Value).
+
+        Raises `TokenRefused`, and so does the function.
         """
+        ...
+
+    def reopen(self) -> None:
+        """Replace the session by a new one and find the keys again; raises `LaneStartError`."""
+        ...
+
+    def touch(self) -> None:
+        """Use the session a little; raises `TokenRefused`."""
         ...
 
     def generate(self, label: str, algorithm: KeyAlgorithm) -> bytes:
@@ -241,6 +253,8 @@ class Lane(Protocol):
     """The parent's side: a ready lane. Its methods never block; all of it belongs to one event loop."""
 
     public_keys: Mapping[str, bytes]
+    facts: TokenFacts
+    notes: Sequence[str]
 
     @property
     def token(self) -> str:
@@ -257,11 +271,16 @@ class Lane(Protocol):
         """Count the requests that are not answered yet."""
         ...
 
-    def send(self, key: str, tbs: Sequence[bytes], done: SignedCallback) -> None:
-        """Send a batch; `done` is called exactly once, never from inside this call."""
+    def send(
+        self, key: str, algorithm: str, tbs: Sequence[bytes], done: SignedCallback, *, deadline_s: float
+    ) -> None:
+        """Send a batch; `done` is called exactly once, never from inside this call.
+
+        The lane is killed if the answer takes longer than `deadline_s` from the moment the child can begin.
+        """
         ...
 
-    async def ask(self, request: Generate | Relist, *, deadline_s: float) -> Reply:
+    async def ask(self, request: Generate | Relist | Ping, *, deadline_s: float) -> Reply:
         """Send another request and wait; raises `PoolUnavailable` if the lane is lost."""
         ...
 
@@ -270,7 +289,10 @@ class Lane(Protocol):
         ...
 
     def kill(self, reason: str) -> None:
-        """Kill the child at once; every batch in flight is given back by its callback."""
+        """Be done with the lane at once; every batch in flight is given back by its callback.
+
+        The child ends at EOF, and is killed if it has not by the end of `close`.
+        """
         ...
 
     async def close(self) -> None:
@@ -278,8 +300,8 @@ class Lane(Protocol):
         ...
 
 
-LaneOpener = Callable[[LaneConfig, float], Awaitable[Lane]]
-"""Start a lane of this configuration, with this deadline for each batch (seconds); it must become ready.
+LaneOpener = Callable[[LaneConfig], Awaitable[Lane]]
+"""Start a lane of this configuration; it must become ready.
 
 Raises `LaneStartError`, `PinRejected`. When cancelled, it leaves no process behind.
 """

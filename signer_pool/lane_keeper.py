@@ -5,19 +5,30 @@ import enum
 from collections.abc import Callable
 from typing import Protocol
 
-from signer_pool.errors import KeyMismatch, LaneStartError, PinRejected
-from signer_pool.lane import Lane, LaneConfig, LaneOpener
+from signer_pool.errors import KeyMismatch, LaneStartError, PinRejected, SignerPoolError
+from signer_pool.lane import Lane, Ping
+from signer_pool.lane_config import LaneConfig
+from signer_pool.pace import Pace
+from signer_pool.token import Token, TokenState
 
 _FIRST_DELAY_S = 0.05
 _LAST_DELAY_S = 5.0
+_FIRST_QUARANTINE_S = 2.0
+_LAST_QUARANTINE_S = 300.0
+WRONG_SIGNATURE = "wrong_signature"
 
 
 class LaneState(enum.StrEnum):
-    """What a lane is doing. `failed` is final: an operator must act and restart."""
+    """What a lane is doing.
+
+    `quarantined`: it gave a wrong signature and waits before it gets a fresh process. `failed` is final: an
+    operator must act and restart.
+    """
 
     STARTING = "starting"
     READY = "ready"
     DOWN = "down"
+    QUARANTINED = "quarantined"
     FAILED = "failed"
 
 
@@ -37,50 +48,11 @@ class Logger(Protocol):
         ...
 
 
-class Doorman:
-    """Lets lanes open their token one after another, and never twice with a PIN that was refused.
-
-    Several processes that open a token at the same instant can see CKR_GENERAL_ERROR; several lanes that
-    each try a wrong PIN once lock the token all the same.
-    """
-
-    def __init__(self, opener: LaneOpener, *, batch_deadline_s: float, start_deadline_s: float) -> None:
-        self._opener = opener
-        self._batch_deadline_s = batch_deadline_s
-        self._start_deadline_s = start_deadline_s
-        self._locks: dict[str, asyncio.Lock] = {}
-        self._rejected: list[tuple[LaneConfig, str]] = []
-
-    def alone(self, token: str) -> asyncio.Lock:
-        """Return the lock under which no lane of this token is opened, so that none sees half a key."""
-        return self._locks.setdefault(token, asyncio.Lock())
-
-    async def open(self, config: LaneConfig) -> Lane:
-        """Open a lane; raises `LaneStartError`, `PinRejected`."""
-        async with self.alone(config.token):
-            for refused, reason in self._rejected:
-                if refused == config:
-                    raise PinRejected(reason)
-            try:
-                async with asyncio.timeout(self._start_deadline_s):
-                    return await self._opener(config, self._batch_deadline_s)
-            except PinRejected as error:
-                self._rejected.append((config, str(error)))
-                raise
-            except TimeoutError:
-                raise LaneStartError(
-                    f"{config.token}: not open within {self._start_deadline_s:g} s; check that the HSM is "
-                    "reachable"
-                ) from None
-            except OSError as error:
-                raise LaneStartError(f"{config.token}: cannot start a process: {error}; check limits") from error
-
-
 class LaneKeeper:
     """One lane's life. The pool reads `lane`, `keys` and `state`, and is told by the callbacks.
 
-    `adopt` looks at a fresh lane and returns the labels it may sign with, or raises `KeyMismatch`;
-    `on_ready` and `on_down` come after the state has changed.
+    `adopt` looks at a fresh lane and returns the keys it may sign with, or raises `KeyMismatch`; `on_ready` and
+    `on_down` come after the state has changed.
     """
 
     def __init__(
@@ -88,7 +60,9 @@ class LaneKeeper:
         name: str,
         config: LaneConfig,
         *,
-        doorman: Doorman,
+        token: Token,
+        pace: Pace,
+        keep_alive_s: float,
         adopt: Callable[[Lane], frozenset[str]],
         on_ready: Callable[["LaneKeeper"], None],
         on_down: Callable[["LaneKeeper", Exception | str], None],
@@ -96,60 +70,100 @@ class LaneKeeper:
     ) -> None:
         self.name = name
         self.config = config
+        self.token = token
+        self.pace = pace
         self.state = LaneState.STARTING
         self.last_error: str | None = None
         self.lane: Lane | None = None
         self.keys: frozenset[str] = frozenset()
-        self._doorman = doorman
+        self.batches = 0
+        self._keep_alive_s = keep_alive_s
         self._adopt = adopt
         self._on_ready = on_ready
         self._on_down = on_down
         self._logger = logger
         self._failures = 0
+        self._wrong_signatures = 0
 
     def proved_good(self) -> None:
-        """Forget earlier failures: the lane has signed."""
+        """Forget earlier failures: the lane has signed a whole batch, and every signature was right."""
         self._failures = 0
+        self.token.proved_good()
 
     def set_aside(self) -> None:
         """Send it nothing more: it is lost, or about to be."""
         self.lane = None
         self.keys = frozenset()
 
+    def dismiss(self, lane: Lane, reason: str) -> None:
+        """Send this lane nothing more and be done with it; what it has comes back to the backlog."""
+        if self.lane is lane:
+            self.set_aside()
+        lane.kill(reason)
+
     async def run(self) -> None:
         """Keep the lane alive until cancelled, or until its PIN is refused; raises nothing else."""
         while True:
             try:
-                await self._live_once()
+                reason = await self._live_once()
             except PinRejected as error:
                 self._go_down(LaneState.FAILED, error)
                 return
             except (LaneStartError, KeyMismatch) as error:
                 self._go_down(LaneState.DOWN, error)
+                if self.token.state is TokenState.DOWN:
+                    continue  # the token says when the next try is due
                 self._failures = max(1, self._failures)
+                reason = ""
+            if reason == WRONG_SIGNATURE:
+                await asyncio.sleep(_doubled(_FIRST_QUARANTINE_S, self._wrong_signatures, _LAST_QUARANTINE_S))
+                self._wrong_signatures += 1
             # At once after the first loss: most are accidents. Else slower and slower.
-            if self._failures:
-                await asyncio.sleep(min(_LAST_DELAY_S, _FIRST_DELAY_S * 2.0 ** (self._failures - 1)))
+            elif self._failures:
+                await asyncio.sleep(_doubled(_FIRST_DELAY_S, self._failures - 1, _LAST_DELAY_S))
             self._failures += 1
 
-    async def _live_once(self) -> None:
-        lane = await self._doorman.open(self.config)
+    async def _live_once(self) -> str:
+        lane = await self.token.open(self.config)
         try:
             self.keys = self._adopt(lane)
             self.lane = lane
             self.state = LaneState.READY
             self._logger.info("lane is ready", lane=self.name, pid=lane.pid, keys=len(self.keys))
             self._on_ready(self)
-            reason = await lane.wait_lost()
+            reason = await self._until_lost(lane)
             self.set_aside()
-            self._go_down(LaneState.DOWN, reason)
+            wrong = reason == WRONG_SIGNATURE
+            self._go_down(LaneState.QUARANTINED if wrong else LaneState.DOWN, reason)
+            return reason
         finally:
             self.set_aside()
+            self.token.lane_ended()
             await lane.close()
+
+    async def _until_lost(self, lane: Lane) -> str:
+        """Wait until the lane is lost and return why. An idle session is used a little from time to time."""
+        while True:
+            batches = self.batches
+            try:
+                async with asyncio.timeout(self._keep_alive_s):
+                    return await lane.wait_lost()
+            except TimeoutError:
+                if batches != self.batches or lane.in_flight:
+                    continue
+            try:
+                await lane.ask(Ping(), deadline_s=self._keep_alive_s)
+            except SignerPoolError as error:
+                self._logger.warning("idle session is gone", lane=self.name, cause=str(error))
+                lane.kill("idle")
 
     def _go_down(self, state: LaneState, cause: Exception | str) -> None:
         self.state = state
         self.last_error = str(cause)
-        log = self._logger.error if state is LaneState.FAILED else self._logger.warning
+        log = self._logger.error if state in {LaneState.FAILED, LaneState.QUARANTINED} else self._logger.warning
         log("lane is down", lane=self.name, state=state.value, cause=self.last_error)
         self._on_down(self, cause)
+
+
+def _doubled(first_s: float, times: int, last_s: float) -> float:
+    return min(last_s, first_s * 2.0 ** min(times, 30))

@@ -13,15 +13,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
-from signer_pool.errors import KeyExists, LaneStartError, PinRejected, PoolUnavailable, SigningFailed
+from signer_pool.errors import (
+    KeyExists,
+    LaneStartError,
+    PinRejected,
+    PoolUnavailable,
+    SignerPoolError,
+    SigningFailed,
+)
 from signer_pool.lane import (
     Failed,
     FailureKind,
     FrameError,
     Generate,
     Lane,
-    LaneConfig,
     Open,
+    Ping,
     Ready,
     Relist,
     Reply,
@@ -29,16 +36,12 @@ from signer_pool.lane import (
     Sign,
     Signed,
     SignedCallback,
+    TokenFacts,
     encode_frame,
 )
+from signer_pool.lane_config import LaneConfig
 
 _CLOSE_GRACE_S = 2.0
-_ERRORS = {
-    FailureKind.PIN: PinRejected,
-    FailureKind.START: LaneStartError,
-    FailureKind.KEY_EXISTS: KeyExists,
-    FailureKind.SIGNING: SigningFailed,
-}
 
 
 @dataclass(slots=True, eq=False)
@@ -52,7 +55,7 @@ class _Expected:
     reply: "asyncio.Future[Reply] | None" = field(default=None)
 
 
-async def open_lane(config: LaneConfig, batch_deadline_s: float) -> Lane:
+async def open_lane(config: LaneConfig) -> Lane:
     """Start a child and wait until its token is open; a `LaneOpener`.
 
     The caller sets the deadline. Raises `LaneStartError`, `PinRejected`; leaves nothing behind when it does,
@@ -62,7 +65,7 @@ async def open_lane(config: LaneConfig, batch_deadline_s: float) -> Lane:
     ours, theirs = socket.socketpair()
     try:
         ours.setblocking(False)
-        transport, link = await loop.create_connection(lambda: LaneLink(loop, batch_deadline_s), sock=ours)
+        transport, link = await loop.create_connection(lambda: LaneLink(loop), sock=ours)
     except BaseException:
         ours.close()
         theirs.close()
@@ -102,10 +105,11 @@ class LaneLink(asyncio.Protocol):
 
     child: asyncio.subprocess.Process | None = None
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, batch_deadline_s: float) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.public_keys: Mapping[str, bytes] = {}
+        self.facts = TokenFacts()
+        self.notes: Sequence[str] = ()
         self._loop = loop
-        self._batch_deadline_s = batch_deadline_s
         self._reader = ReplyReader()
         self._token = ""
         self._pipe: deque[_Expected] = deque()
@@ -142,13 +146,15 @@ class LaneLink(asyncio.Protocol):
         if not isinstance(ready, Ready):
             raise LaneStartError(f"{config.token}: the lane's process does not speak our language")
 
-    def send(self, key: str, tbs: Sequence[bytes], done: SignedCallback) -> None:
+    def send(
+        self, key: str, algorithm: str, tbs: Sequence[bytes], done: SignedCallback, *, deadline_s: float
+    ) -> None:
         """Send a batch; `done` is called exactly once, never from inside this call."""
         self._next_batch_id += 1
-        expected = _Expected(self._batch_deadline_s, self._next_batch_id, len(tbs), done)
-        self._expect(expected, Sign(expected.batch_id, key, tbs))
+        expected = _Expected(deadline_s, self._next_batch_id, len(tbs), done)
+        self._expect(expected, Sign(expected.batch_id, key, algorithm, tbs))
 
-    async def ask(self, request: Generate | Relist, *, deadline_s: float) -> Reply:
+    async def ask(self, request: Generate | Relist | Ping, *, deadline_s: float) -> Reply:
         """Send another request and wait; raises what the child's `Failed` stands for, or `PoolUnavailable`."""
         expected = _Expected(deadline_s=deadline_s, reply=self._loop.create_future())
         self._expect(expected, request)
@@ -159,9 +165,11 @@ class LaneLink(asyncio.Protocol):
         return await asyncio.shield(self._lost)
 
     def kill(self, reason: str) -> None:
-        """Kill the child at once. What is in flight is given back in the loop's next iteration."""
-        if self.child is not None and self.child.returncode is None:
-            self.child.kill()
+        """Be done with the lane at once. What is in flight is given back in the loop's next iteration.
+
+        The child ends at EOF, and `close` sees to that. SIGKILL is for children that hang: in the middle of a
+        login it can cost the token (SoftHSM 2.6 truncates and rewrites the file with the keys' key each time).
+        """
         self._lose(reason)
 
     async def close(self) -> None:
@@ -193,7 +201,7 @@ class LaneLink(asyncio.Protocol):
         """Give back what is in flight: the child has ended, or we have ended it."""
         self._lose("died")
 
-    def _expect(self, expected: _Expected, request: Sign | Generate | Relist) -> None:
+    def _expect(self, expected: _Expected, request: Sign | Generate | Relist | Ping) -> None:
         self._pipe.append(expected)
         if self._lost.done():
             self._loop.call_soon(self._give_back)
@@ -217,9 +225,10 @@ class LaneLink(asyncio.Protocol):
         self._watch_head()
         if isinstance(reply, Ready):
             self.public_keys, self._token = reply.public_keys, reply.token
+            self.facts, self.notes = reply.facts, reply.notes
         if expected.reply is not None and not expected.reply.done():
             if isinstance(reply, Failed):
-                expected.reply.set_exception(_ERRORS[reply.kind](reply.message))
+                expected.reply.set_exception(_error(reply))
             else:
                 expected.reply.set_result(reply)
 
@@ -229,7 +238,12 @@ class LaneLink(asyncio.Protocol):
             self._deadline.cancel()
             self._deadline = None
         if self._pipe:
-            self._deadline = self._loop.call_later(self._pipe[0].deadline_s, self.kill, "deadline")
+            self._deadline = self._loop.call_later(self._pipe[0].deadline_s, self._overdue)
+
+    def _overdue(self) -> None:
+        if self.child is not None and self.child.returncode is None:
+            self.child.kill()
+        self._lose("deadline")
 
     def _lose(self, reason: str) -> None:
         if self._lost.done():
@@ -242,11 +256,20 @@ class LaneLink(asyncio.Protocol):
 
     def _give_back(self) -> None:
         while self._pipe:
-            expected = self._pipe.popleft()
+            expected = self._pipe.pop()  # the newest first: each goes to the front of the backlog
             if expected.done is not None:
                 expected.done(None)
             elif expected.reply is not None and not expected.reply.done():
                 expected.reply.set_exception(PoolUnavailable("the lane was lost before it answered"))
+
+
+def _error(failed: Failed) -> SignerPoolError:
+    """Return the error that a `Failed` frame stands for."""
+    if failed.kind is FailureKind.PIN:
+        return PinRejected(failed.message, failed.code)
+    if failed.kind is FailureKind.START:
+        return LaneStartError(failed.message, failed.code)
+    return (KeyExists if failed.kind is FailureKind.KEY_EXISTS else SigningFailed)(failed.message)
 
 
 def _answers(reply: Signed, expected: _Expected) -> bool:

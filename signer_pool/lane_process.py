@@ -8,20 +8,19 @@ import ctypes
 import signal
 import socket
 import sys
-import time
 from collections.abc import Callable
 from typing import BinaryIO, cast
 
-from signer_pool.errors import KeyExists, LaneStartError, PinRejected, SignerPoolError, SigningFailed
+from signer_pool.errors import KeyExists, LaneStartError, PinRejected, SignerPoolError, TokenRefused
 from signer_pool.lane import (
     Failed,
     FailureKind,
     Generate,
     Generated,
     KeySession,
-    LaneConfig,
     Open,
-    Pkcs11LaneConfig,
+    Ping,
+    Pong,
     Ready,
     Relist,
     Reply,
@@ -31,6 +30,8 @@ from signer_pool.lane import (
     encode_frame,
     read_request,
 )
+from signer_pool.lane_config import LaneConfig, Pkcs11LaneConfig
+from signer_pool.sign_batch import sign_batch
 
 _READ_BUFFER_BYTES = 2**18
 _PR_SET_PDEATHSIG = 1
@@ -87,53 +88,55 @@ def _serve_stream(connection: socket.socket, stream: BinaryIO, opener: Callable[
         return
     try:
         session = opener(first.config)
-        ready = Ready(session.public_keys(), session.token)
+        ready = _ready(session)
     except SignerPoolError as error:
         connection.sendall(encode_frame(_failed(error)))
         return
     del first
     connection.sendall(encode_frame(ready))
     while (request := read_request(stream)) is not None:
-        connection.sendall(encode_frame(_answer(session, request)))
+        reply = _answer(session, request)
+        connection.sendall(encode_frame(reply))
+        if isinstance(reply, Signed) and reply.spoils_lane:
+            _wait_for_end(stream)
+
+
+def _wait_for_end(stream: BinaryIO) -> None:
+    """Touch the token no more: healing the next batch would log in, perhaps with a PIN that was just refused.
+
+    The pool has to see the refusal, so it is for the pool to hang up.
+    """
+    while stream.read(_READ_BUFFER_BYTES):
+        pass
 
 
 def _answer(session: KeySession, request: Request) -> Reply:
     if isinstance(request, Sign):
-        return _sign(session, request)
+        return sign_batch(session, request)
     try:
         if isinstance(request, Generate):
             return Generated(session.generate(request.label, request.algorithm))
         if isinstance(request, Relist):
-            return Ready(session.public_keys(), session.token)
+            return _ready(session)
+        if isinstance(request, Ping):
+            session.touch()
+            return Pong()
     except SignerPoolError as error:
         return _failed(error)
     return Failed(FailureKind.START, "the lane is open already")
 
 
-def _sign(session: KeySession, request: Sign) -> Signed:
-    """Sign one after the other; one that fails does not spoil the rest."""
-    started = time.perf_counter()
-    signatures: list[bytes] = []
-    errors: dict[int, str] = {}
-    try:
-        sign = session.signer(request.key)
-    except SigningFailed as error:
-        count = len(request.tbs)
-        return Signed(request.batch_id, [b""] * count, dict.fromkeys(range(count), str(error)), 0.0)
-    for index, tbs in enumerate(request.tbs):
-        try:
-            signatures.append(sign(tbs))
-        except SigningFailed as error:
-            signatures.append(b"")
-            errors[index] = str(error)
-    return Signed(request.batch_id, signatures, errors, time.perf_counter() - started)
+def _ready(session: KeySession) -> Ready:
+    return Ready(session.public_keys(), session.token, session.facts(), session.notes())
 
 
 def _failed(error: SignerPoolError) -> Failed:
+    code = error.code if isinstance(error, LaneStartError) else 0
+    code = error.ckr.code if isinstance(error, TokenRefused) else code
     for kind_of_error, kind in _KINDS:
         if isinstance(error, kind_of_error):
-            return Failed(kind, str(error))
-    return Failed(FailureKind.SIGNING, str(error))
+            return Failed(kind, str(error), code)
+    return Failed(FailureKind.SIGNING, str(error), code)
 
 
 if __name__ == "__main__":

@@ -1,89 +1,48 @@
 """One PKCS #11 session behind the lane contract; the only module that imports `pkcs11`.
 
-Runs in a lane's child process, single-threaded: python-pkcs11 initialises the module without locks.
+Runs in a lane's child process, single-threaded: python-pkcs11 initialises the module without locks. Every error
+of the library leaves this module as one of ours that carries its CKR, already classified.
 """
 
 import hashlib
 import secrets
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import cast
 
 import pkcs11
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
-from pkcs11 import Attribute, KeyType, Mechanism, MechanismFlag, ObjectClass
+from pkcs11 import MGF, Attribute, KeyType, Mechanism, MechanismFlag, ObjectClass, TokenFlag
 from pkcs11.types import SignMixin
 from pkcs11.util.ec import encode_ec_public_key, encode_named_curve_parameters
 
 from pkix.algorithms import BY_KEY_ALGORITHM, KeyAlgorithm, key_algorithm
 from pkix.errors import UnsupportedKey
-from signer_pool.errors import KeyExists, LaneStartError, PinRejected, SigningFailed
-from signer_pool.lane import Pkcs11LaneConfig
+from signer_pool import ckr
+from signer_pool.ckr import Action, Ckr
+from signer_pool.errors import KeyExists, LaneStartError, PinRejected, SigningFailed, TokenRefused
+from signer_pool.lane import TokenFacts
+from signer_pool.lane_config import KeyMatch, Pkcs11LaneConfig
+from signer_pool.mechanisms import (
+    CURVES,
+    ED25519_PARAMETERS,
+    RSA_BITS,
+    SIGNING_MECHANISMS,
+    ecdsa_sig_value,
+    ed25519_spki,
+)
 
 _OPEN_DELAYS_S = (0.05, 0.1, 0.2, 0.4)
 _ID_BYTES = 16
-_PIN_ERRORS = (
-    pkcs11.PinIncorrect,
-    pkcs11.PinInvalid,
-    pkcs11.PinLenRange,
-    pkcs11.PinLocked,
-    pkcs11.PinExpired,
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SigningMechanism:
-    """How a kind of key signs.
-
-    `digest`: the `hashlib` name of the hash that the token is given, None where it hashes the TBS itself.
-    """
-
-    mechanism: Mechanism
-    digest: str | None
-
-
-def _rsa(mechanism: Mechanism) -> SigningMechanism:
-    return SigningMechanism(mechanism=mechanism, digest=None)
-
-
-def _ecdsa(algorithm: KeyAlgorithm) -> SigningMechanism:
-    # CKM_ECDSA over a digest: every token has it; the combined CKM_ECDSA_SHA… many (SoftHSM 2.6) have not.
-    return SigningMechanism(mechanism=Mechanism.ECDSA, digest=BY_KEY_ALGORITHM[algorithm].hash_name)
-
-
-SIGNING_MECHANISMS: dict[KeyAlgorithm, SigningMechanism] = {
-    KeyAlgorithm.RSA_2048: _rsa(Mechanism.SHA256_RSA_PKCS),
-    KeyAlgorithm.RSA_3072: _rsa(Mechanism.SHA256_RSA_PKCS),
-    KeyAlgorithm.RSA_4096: _rsa(Mechanism.SHA384_RSA_PKCS),
-    KeyAlgorithm.EC_P256: _ecdsa(KeyAlgorithm.EC_P256),
-    KeyAlgorithm.EC_P384: _ecdsa(KeyAlgorithm.EC_P384),
-    KeyAlgorithm.EC_P521: _ecdsa(KeyAlgorithm.EC_P521),
-}
-
-_CURVES = {
-    KeyAlgorithm.EC_P256: "secp256r1",
-    KeyAlgorithm.EC_P384: "secp384r1",
-    KeyAlgorithm.EC_P521: "secp521r1",
-}
-_RSA_BITS = {KeyAlgorithm.RSA_2048: 2048, KeyAlgorithm.RSA_3072: 3072, KeyAlgorithm.RSA_4096: 4096}
+_REOPENINGS = 8
+# Where reading attributes fails, python-pkcs11 returns less than a key is; were that skipped, keys would vanish.
+_UNREADABLE = "an object's attributes cannot be read"
+_KEY_TYPES = {KeyType.RSA, KeyType.EC, KeyType.EC_EDWARDS}
 _SIGNATURE_BUFFER_BYTES = 1024  # RSA-4096 needs 512; python-pkcs11 would zero 8 KiB for each signature
-
-
-def ecdsa_sig_value(signature: bytes) -> bytes:
-    """Turn r‖s, as PKCS #11 gives it, into a DER Ecdsa-Sig-Value (RFC 3279 §2.2.3). About 1 µs."""
-    half = len(signature) // 2
-    body = _der_integer(signature[:half]) + _der_integer(signature[half:])
-    length = len(body)
-    return (b"\x30" + bytes((length,)) if length < 0x80 else b"\x30\x81" + bytes((length,))) + body  # noqa: PLR2004
-
-
-def _der_integer(magnitude: bytes) -> bytes:
-    number = int.from_bytes(magnitude, "big")
-    content = number.to_bytes(number.bit_length() // 8 + 1, "big")  # room for the sign bit, and for 0
-    return bytes((2, len(content))) + content
+_LAST_TRY = TokenFlag.USER_PIN_FINAL_TRY | TokenFlag.USER_PIN_LOCKED
 
 
 def open_pkcs11_session(
@@ -91,41 +50,53 @@ def open_pkcs11_session(
 ) -> "Pkcs11Session":
     """Load the module, find the token, log in; raises `LaneStartError`, `PinRejected`.
 
-    Processes that open a token at the same instant may see CKR_GENERAL_ERROR: that alone is tried again.
+    Processes that open a token at the same instant may see CKR_GENERAL_ERROR: that alone is tried again, and
+    never with the PIN, for some modules answer so to a wrong one.
     """
+    session = Pkcs11Session(config)
     for delay_s in _OPEN_DELAYS_S:
         try:
-            return _open(config)
-        except pkcs11.GeneralError:
+            session.find_token()
+            break
+        except LaneStartError as error:
+            if error.code != ckr.GENERAL_ERROR:
+                raise
             sleep(delay_s)
-    try:
-        return _open(config)
-    except pkcs11.GeneralError:
-        raise LaneStartError(
-            f"{config.token}: the module answers CKR_GENERAL_ERROR; check its own configuration and log"
-        ) from None
+    else:
+        session.find_token()
+    session.log_in()
+    return session
 
 
-def _open(config: Pkcs11LaneConfig) -> "Pkcs11Session":
+def _classified(error: pkcs11.PKCS11Error) -> Ckr:
+    return ckr.classify(ckr.code_of(type(error).__name__, str(error)))
+
+
+@contextmanager
+def _start_errors(config: Pkcs11LaneConfig, doing: str) -> Iterator[None]:
+    """Turn the library's errors into one line that names token, module and remedy."""
     try:
-        token = pkcs11.lib(config.module_path).get_token(token_label=config.token_label)
-        return Pkcs11Session(config, token.open(rw=True, user_pin=config.pin))
-    except pkcs11.GeneralError:
-        raise
-    except _PIN_ERRORS as error:
-        raise PinRejected(
-            f"{config.token}: the PIN was refused ({type(error).__name__}); it is not tried again, so that "
-            "the token does not lock: correct the PIN and restart"
-        ) from None
+        yield
     except pkcs11.NoSuchToken:
-        raise LaneStartError(f"{config.token}: no such token; initialise it or correct the label") from None
-    except pkcs11.MultipleTokensReturned:
-        raise LaneStartError(f"{config.token}: several tokens of this label; rename all but one") from None
-    except pkcs11.PKCS11Error as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise LaneStartError(
-            f"{config.token}: cannot be opened ({reason}); check that the module's path is right and that "
-            "its device is connected"
+            f"{config.token}: no such token; is it connected? Else initialise it or correct its URI",
+            ckr.TOKEN_NOT_PRESENT,
+        ) from None
+    except pkcs11.MultipleTokensReturned:
+        raise LaneStartError(f"{config.token}: several tokens match; add serial=… to its URI") from None
+    except pkcs11.PKCS11Error as error:
+        found = _classified(error)
+        if found.action is Action.NEVER:
+            raise PinRejected(
+                f"{config.token}: the PIN was refused ({found.name}); it is not tried again, so that the token "
+                "does not lock: correct the PIN and restart",
+                found.code,
+            ) from None
+        said = " ".join(str(error).split())
+        raise LaneStartError(
+            f"{config.token}: {doing}: {found.name}{f' ({said})' if said else ''}; check that the module's path "
+            "is right, its configuration and log, and that its device is connected",
+            found.code,
         ) from None
 
 
@@ -139,112 +110,243 @@ class _Key:
 class Pkcs11Session:
     """A `KeySession` over one logged-in session."""
 
-    def __init__(self, config: Pkcs11LaneConfig, session: pkcs11.Session) -> None:
+    def __init__(self, config: Pkcs11LaneConfig) -> None:
         self._config = config
-        self._session = session
         self._keys: dict[str, _Key] = {}
+        self._notes: list[str] = []
+        self._reopened = 0
+        self._logged_in_by_hearsay = False
+
+    def find_token(self) -> None:
+        """Load the module, find the token and see that it opens sessions; raises `LaneStartError`."""
+        with _start_errors(self._config, "cannot be opened"):
+            self._token = _find_token(self._config)
+            self._mechanisms = self._token.slot.get_mechanisms()
+            self._open(None).close()
+
+    def log_in(self) -> None:
+        """Open the session and log in; raises `LaneStartError`, `PinRejected`."""
+        if self._token.flags & _LAST_TRY:
+            raise PinRejected(
+                f"{self._config.token}: the token says that its PIN is locked, or that the next wrong one locks "
+                "it; certmill does not risk that: log in once with the vendor's tool, then restart"
+            )
+        self._logged_in_by_hearsay = False
+        with _start_errors(self._config, "cannot be opened"):
+            try:
+                self._session = self._open(self._config.pin)
+            except pkcs11.UserAlreadyLoggedIn:
+                # The login belongs to the process (PKCS #11 §5.6): it survived the session that we lost.
+                self._session = self._open(None)
+                self._logged_in_by_hearsay = True
+
+    def _open(self, pin: str | None) -> pkcs11.Session:
+        try:
+            return self._token.open(rw=True, user_pin=pin)
+        except pkcs11.TokenWriteProtected:
+            return self._token.open(user_pin=pin)  # it signs all the same, but makes no keys
 
     @property
     def token(self) -> str:
         """Describe the token."""
-        token = self._session.token
-        serial = token.serial.decode("ascii", "replace")
-        return f"{self._config.token} ({token.manufacturer_id} {token.model}, serial {serial})"
+        serial = self._token.serial.decode("ascii", "replace")
+        return f"{self._config.token} ({self._token.manufacturer_id} {self._token.model}, serial {serial})"
+
+    def facts(self) -> TokenFacts:
+        """Return what the token says of itself."""
+        token = self._token
+        return TokenFacts(
+            label=token.label,
+            manufacturer=token.manufacturer_id,
+            model=token.model,
+            serial=token.serial.decode("ascii", "replace"),
+            hardware=".".join(map(str, token.hardware_version)),
+            firmware=".".join(map(str, token.firmware_version)),
+            slot_id=token.slot.slot_id,
+            mechanisms=tuple(
+                name for name, row in SIGNING_MECHANISMS.items() if Mechanism[row.mechanism] in self._mechanisms
+            ),
+        )
+
+    def notes(self) -> list[str]:
+        """Return lines for the operator about keys that `public_keys` found unusable."""
+        return self._notes
+
+    def reopen(self) -> None:
+        """Replace the session by a new one and find the keys again; raises `LaneStartError`, `PinRejected`."""
+        self._reopened += 1
+        if self._reopened > _REOPENINGS:
+            # python-pkcs11 forgets to close sessions whose logout or login failed: they end with the process.
+            raise LaneStartError(f"{self._config.token}: lost its session {self._reopened} times")
+        with suppress(pkcs11.PKCS11Error):
+            self._session.close()
+        self.log_in()
+        self.public_keys()
+
+    def touch(self) -> None:
+        """Search for a key, so that the session does not idle; raises `TokenRefused`."""
+        try:
+            next(iter(self._session.get_objects({Attribute.CLASS: ObjectClass.PRIVATE_KEY})), None)
+        except pkcs11.PKCS11Error as error:
+            raise self._refused(error) from None
 
     def public_keys(self) -> dict[str, bytes]:
         """Find the key pairs that we can sign with; raises `LaneStartError`.
 
-        A private key counts when its label is unique and its public half is on the token.
+        A private key counts when it is the only one of its name and its public half is on the token.
         """
-        try:
+        with _start_errors(self._config, "its keys cannot be listed"):
             self._keys = self._find_keys()
-        except pkcs11.PKCS11Error as error:
-            raise LaneStartError(
-                f"{self._config.token}: its keys cannot be listed ({type(error).__name__}); check the token"
-            ) from None
-        return {label: key.spki_der for label, key in self._keys.items()}
+        return {name: key.spki_der for name, key in self._keys.items()}
 
-    def signer(self, label: str) -> Callable[[bytes], bytes]:
-        """Return a function from TBS to signature; raises `SigningFailed`."""
-        key = self._keys.get(label)
+    def signer(self, name: str, algorithm: str) -> Callable[[bytes], bytes]:
+        """Return a function from TBS to signature; raises `TokenRefused`, and so does the function."""
+        key = self._keys.get(name)
         if key is None:
-            raise SigningFailed(f"{self._config.token}: no key {label!r}")
-        row = SIGNING_MECHANISMS[key.algorithm]
-        sign, mechanism, digest = key.handle.sign, row.mechanism, row.digest
+            found = ckr.classify(ckr.KEY_HANDLE_INVALID)
+            raise TokenRefused(f"{self._config.token}: no key {name!r}", found)
+        row = SIGNING_MECHANISMS[algorithm]
+        sign, mechanism, ecdsa = key.handle.sign, Mechanism[row.mechanism], row.ecdsa
+        pss = row.pss
+        parameter = pss and (Mechanism[pss.hashed], MGF[pss.hashed], pss.salt_bytes)
+        hashed: Callable[[bytes], hashlib._Hash] | None = getattr(hashlib, row.digest) if row.digest else None
 
-        def sign_hashed_by_token(tbs: bytes) -> bytes:
+        def sign_one(tbs: bytes) -> bytes:
+            data = tbs if hashed is None else hashed(tbs).digest()
             try:
-                return sign(tbs, mechanism=mechanism, buffer_size=_SIGNATURE_BUFFER_BYTES)
+                signature = sign(
+                    data, mechanism=mechanism, mechanism_param=parameter, buffer_size=_SIGNATURE_BUFFER_BYTES
+                )
             except pkcs11.PKCS11Error as error:
-                raise SigningFailed(type(error).__name__) from error
+                raise self._refused(error) from None
+            return ecdsa_sig_value(signature) if ecdsa else signature
 
-        def sign_digest(tbs: bytes) -> bytes:
-            try:
-                raw = sign(hash_function(tbs).digest(), mechanism=mechanism, buffer_size=_SIGNATURE_BUFFER_BYTES)
-            except pkcs11.PKCS11Error as error:
-                raise SigningFailed(type(error).__name__) from error
-            return ecdsa_sig_value(raw)
+        return sign_one
 
-        if digest is None:
-            return sign_hashed_by_token
-        hash_function: Callable[[bytes], hashlib._Hash] = getattr(hashlib, digest)
-        return sign_digest
+    def _refused(self, error: pkcs11.PKCS11Error) -> TokenRefused:
+        found = _classified(error)
+        return TokenRefused(f"{self._config.token}: {found.name}", found)
 
-    def generate(self, label: str, algorithm: KeyAlgorithm) -> bytes:
+    def generate(self, name: str, algorithm: KeyAlgorithm) -> bytes:
         """Make a key pair that is sensitive and not extractable; raises `KeyExists`, `SigningFailed`."""
+        match = self._config.keys.get(name, KeyMatch(label=name))
+        wanted = {Attribute.LABEL: match.label, Attribute.ID: match.id}
         try:
-            if any(self._session.get_objects({Attribute.LABEL: label})):
-                raise KeyExists(f"{self._config.token}: an object {label!r} exists already")
-            public, private = self._generate(label, algorithm)
+            if any(self._session.get_objects({k: v for k, v in wanted.items() if v is not None})):
+                raise KeyExists(f"{self._config.token}: an object {name!r} exists already")
+            public, private = self._generate(name, algorithm)
             spki_der = _spki_der(public)
-            self._keys[label] = _Key(cast("SignMixin", private), algorithm, spki_der)
+            self._keys[name] = _Key(cast("SignMixin", private), algorithm, spki_der)
         except pkcs11.PKCS11Error as error:
-            raise SigningFailed(f"{self._config.token}: key generation: {type(error).__name__}") from error
+            raise SigningFailed(f"{self._config.token}: key generation: {_classified(error).name}") from error
         return spki_der
 
-    def _generate(self, label: str, algorithm: KeyAlgorithm) -> tuple[pkcs11.PublicKey, pkcs11.PrivateKey]:
+    def _generate(self, name: str, algorithm: KeyAlgorithm) -> tuple[pkcs11.PublicKey, pkcs11.PrivateKey]:
         template = {
             Attribute.SENSITIVE: True,
             Attribute.EXTRACTABLE: False,
             Attribute.PRIVATE: True,
         }
+        match = self._config.keys.get(name, KeyMatch())
         common = {
-            "id": secrets.token_bytes(_ID_BYTES),
-            "label": label,
+            "id": match.id or secrets.token_bytes(_ID_BYTES),
+            "label": match.label or name,
             "store": True,
             "capabilities": MechanismFlag.SIGN | MechanismFlag.VERIFY,
             "private_template": template,
         }
-        curve = _CURVES.get(algorithm)
+        if algorithm is KeyAlgorithm.ED25519:
+            edwards = self._session.create_domain_parameters(
+                KeyType.EC_EDWARDS, {Attribute.EC_PARAMS: ED25519_PARAMETERS}, local=True
+            )
+            return edwards.generate_keypair(mechanism=Mechanism.EC_EDWARDS_KEY_PAIR_GEN, **common)  # type: ignore[arg-type]  # of a dict of many types
+        curve = CURVES.get(algorithm)
         if curve is None:
-            return self._session.generate_keypair(KeyType.RSA, _RSA_BITS[algorithm], **common)
+            return self._session.generate_keypair(KeyType.RSA, RSA_BITS[algorithm], **common)
         parameters = self._session.create_domain_parameters(
             KeyType.EC, {Attribute.EC_PARAMS: encode_named_curve_parameters(curve)}, local=True
         )
         return parameters.generate_keypair(**common)  # type: ignore[arg-type]  # of a dict of many types
 
     def _find_keys(self) -> dict[str, _Key]:
-        by_id: dict[bytes, bytes] = {}
-        by_label: dict[str, bytes] = {}
-        for public in self._session.get_objects({Attribute.CLASS: ObjectClass.PUBLIC_KEY}):
-            if not isinstance(public, pkcs11.PublicKey) or public.key_type not in {KeyType.RSA, KeyType.EC}:
-                continue
-            with suppress(ValueError):  # damaged, or another program is just writing it
-                by_id[public.id] = by_label[public.label] = _spki_der(public)
+        by_id, by_label = self._find_public_halves()
         found: dict[str, _Key] = {}
         ambiguous: set[str] = set()
+        private_seen = False
+        self._notes = []
         for private in self._session.get_objects({Attribute.CLASS: ObjectClass.PRIVATE_KEY}):
-            if not isinstance(private, pkcs11.PrivateKey) or not isinstance(private, SignMixin):
+            if not isinstance(private, pkcs11.PrivateKey):
+                raise pkcs11.FunctionFailed(_UNREADABLE)
+            private_seen = True
+            if not isinstance(private, SignMixin):
                 continue
             # CKA_ID is what pairs the halves (PKCS #11 §4.8); tokens filled by hand may lack it.
             spki_der = by_id.get(private.id) if private.id else by_label.get(private.label)
             algorithm = _algorithm(spki_der)
-            if spki_der is None or algorithm is None:
+            name = _name(private, self._config.keys)
+            if spki_der is None or algorithm is None or name is None or not self._can_sign(name, algorithm):
                 continue
-            if private.label in found:
-                ambiguous.add(private.label)
-            found[private.label] = _Key(private, algorithm, spki_der)
-        return {label: key for label, key in found.items() if label not in ambiguous}
+            if name in found:
+                ambiguous.add(name)
+            found[name] = _Key(private, algorithm, spki_der)
+        if self._logged_in_by_hearsay and by_label and not private_seen:
+            raise pkcs11.UserNotLoggedIn  # else the lane would be ready, and without keys for ever
+        self._notes += [
+            f"{self._config.token}: several private keys are called {name!r}; none of them is used: rename all "
+            "but one, or add id=… to the key's URI"
+            for name in sorted(ambiguous)
+        ]
+        return {name: key for name, key in found.items() if name not in ambiguous}
+
+    def _find_public_halves(self) -> tuple[dict[bytes, bytes], dict[str, bytes]]:
+        by_id: dict[bytes, bytes] = {}
+        by_label: dict[str, bytes] = {}
+        for public in self._session.get_objects({Attribute.CLASS: ObjectClass.PUBLIC_KEY}):
+            if not isinstance(public, pkcs11.PublicKey):
+                raise pkcs11.FunctionFailed(_UNREADABLE)
+            if public.key_type not in _KEY_TYPES:
+                continue
+            with suppress(ValueError):  # damaged, or another program is just writing it
+                by_id[public.id] = by_label[public.label] = _spki_der(public)
+        return by_id, by_label
+
+    def _can_sign(self, name: str, algorithm: KeyAlgorithm) -> bool:
+        mechanism = SIGNING_MECHANISMS[BY_KEY_ALGORITHM[algorithm].name].mechanism
+        if Mechanism[mechanism] in self._mechanisms:
+            return True
+        self._notes.append(
+            f"{self._config.token}: lacks the mechanism CKM_{mechanism} that the {algorithm.value} key "
+            f"{name!r} needs; enable it on the token, or use a key of another kind"
+        )
+        return False
+
+
+def _find_token(config: Pkcs11LaneConfig) -> pkcs11.Token:
+    """Find the one token that matches all that is known of it."""
+    wanted = {
+        "manufacturer_id": config.manufacturer,
+        "model": config.model,
+        "serial": config.serial.encode() if config.serial is not None else None,
+    }
+    tokens = [
+        token
+        for token in pkcs11.lib(config.module_path).get_tokens(token_label=config.token_label or None)
+        if all(value is None or getattr(token, name) == value for name, value in wanted.items())
+        and config.slot_id in {None, token.slot.slot_id}
+    ]
+    if not tokens:
+        raise pkcs11.NoSuchToken
+    if len(tokens) > 1:
+        raise pkcs11.MultipleTokensReturned
+    return tokens[0]
+
+
+def _name(private: pkcs11.PrivateKey, keys: dict[str, KeyMatch]) -> str | None:
+    """Return the pool's name of a key: the configured one that matches, else its label unless that is taken."""
+    for name, match in keys.items():
+        if match.label in {None, private.label} and match.id in {None, private.id}:
+            return name
+    return None if private.label in keys else private.label
 
 
 def _algorithm(spki_der: bytes | None) -> KeyAlgorithm | None:
@@ -258,6 +360,8 @@ def _spki_der(public: pkcs11.PublicKey) -> bytes:
     """Return the SubjectPublicKeyInfo of an RSA or EC key; raises ValueError if parts of it are missing."""
     if public.key_type is KeyType.EC:
         return encode_ec_public_key(public)
+    if public.key_type is KeyType.EC_EDWARDS:
+        return ed25519_spki(public[Attribute.EC_POINT])
     numbers = rsa.RSAPublicNumbers(
         int.from_bytes(public[Attribute.PUBLIC_EXPONENT], "big"),
         int.from_bytes(public[Attribute.MODULUS], "big"),

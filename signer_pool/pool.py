@@ -1,72 +1,53 @@
-"""The signer pool: one primitive, `await pool.sign(key, tbs, priority)`, over any number of lanes.
+"""The signer pool: one primitive, `await pool.sign(key, tbs, priority)`, over any number of tokens and lanes.
 
 How it works: calls put items into the backlog. Whenever a lane has a free place (two batches in the pipe,
 so that the token never idles) the next batch leaves. Its answer wakes the loop once; every signature is
 verified with the key's public half before its caller sees it. Items of a lane that dies, hangs or lies go
-back to the front of the backlog, the same TBS, and a keeper starts the lane again. A call ends with its
-signatures or one typed error, at its own deadline at the latest.
+back to the front of the backlog, the same TBS, and a keeper starts the lane again. A token that is gone is
+latched and probed; its work moves to the others. A call ends with its signatures or one typed error, at its
+own deadline at the latest.
 """
 
 import asyncio
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Self, cast
 
 from prometheus_client import CollectorRegistry
 
-from pkix.algorithms import KeyAlgorithm, SigningPublicKey
+from pkix.algorithms import KeyAlgorithm, SigningPublicKey, algorithm_for
 from signer_pool.backlog import MAX_BATCH_BYTES, Backlog, Priority
+from signer_pool.budget import SigningBudget
+from signer_pool.budget_metrics import BudgetCollector
+from signer_pool.calibration import calibrate
+from signer_pool.ckr import Action
 from signer_pool.dispatcher import Dispatcher
 from signer_pool.errors import KeyExists, LaneStartError, PoolClosed, PoolUnavailable, SignerPoolError
+from signer_pool.health import LaneHealth, PoolHealth, TokenHealth
 from signer_pool.key_ring import KeyRing
-from signer_pool.lane import MAX_FRAME_BYTES, Generate, Generated, LaneConfig, LaneOpener, Relist
-from signer_pool.lane_keeper import Doorman, LaneKeeper, LaneState, Logger
+from signer_pool.lane import MAX_FRAME_BYTES, Generate, Generated, Lane, LaneOpener, Refusal, Relist
+from signer_pool.lane_config import LaneConfig
+from signer_pool.lane_keeper import LaneKeeper, LaneState, Logger
 from signer_pool.lane_link import open_lane
 from signer_pool.metrics import PoolMetrics
+from signer_pool.pace import Capacity, Pace, capacities
+from signer_pool.token import Token, TokenState
 
-__all__ = ["LaneHealth", "LaneState", "PoolHealth", "Priority", "SignerPool"]
+__all__ = ["LaneHealth", "LaneState", "PoolHealth", "Priority", "SignerPool", "TokenHealth", "TokenState"]
 
 MAX_TBS_BYTES = MAX_FRAME_BYTES - 2 * MAX_BATCH_BYTES
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LaneHealth:
-    """One lane: `last_error` is the newest reason why it was not ready."""
-
-    name: str
-    token: str
-    state: LaneState
-    pid: int | None
-    last_error: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PoolHealth:
-    """The pool: it can sign while `alive` is not 0."""
-
-    lanes: tuple[LaneHealth, ...]
-    queue_depth: int
-
-    @property
-    def alive(self) -> int:
-        """Count the lanes that are ready."""
-        return sum(lane.state is LaneState.READY for lane in self.lanes)
-
-    @property
-    def total(self) -> int:
-        """Count all lanes."""
-        return len(self.lanes)
-
-
 class SignerPool:
     """Signs with keys that stay in tokens. An async context manager; belongs to one event loop.
 
-    Entering returns when the first lane is ready, and raises `LaneStartError` or `PinRejected` when none
-    can start. Leaving fails what waits with `PoolClosed` and reaps every child.
+    `lanes`: one configuration for each session; those of one `token_name` share a token. Entering returns when
+    the first lane is ready, and raises `LaneStartError` or `PinRejected` when none can start. Leaving fails
+    what waits with `PoolClosed` and reaps every child.
     """
 
     def __init__(
@@ -75,31 +56,39 @@ class SignerPool:
         lanes: Sequence[LaneConfig],
         registry: CollectorRegistry,
         logger: Logger,
-        batch_size: int = 64,
+        batch_size: int = 256,
         batch_age_s: float = 0.002,
+        target_batch_s: float = 0.025,
         queue_limit: int = 20_000,
         batch_deadline_s: float = 10.0,
         start_deadline_s: float = 30.0,
+        keep_alive_s: float = 60.0,
+        weights: Mapping[str, int] | None = None,
+        bulk_reserve: float = 0.05,
         lane_opener: LaneOpener = open_lane,
+        verify: bool = True,
     ) -> None:
         if not lanes:
             raise ValueError("a pool needs a lane")
         self._logger = logger
         self._start_deadline_s = start_deadline_s
+        self._verify = verify
         self._ring = KeyRing()
-        self._backlog = Backlog(limit=queue_limit, batch_size=batch_size, batch_age_s=batch_age_s)
+        self._backlog = Backlog(limit=queue_limit, batch_age_s=batch_age_s, weights=weights)
         self._metrics = PoolMetrics(
             registry,
             priorities=[priority.name.lower() for priority in Priority],
-            states=[state.value for state in LaneState],
-            queue_depth=lambda: len(self._backlog),
+            queue_depth=lambda number: self._backlog.depth(Priority(number)),
         )
-        self._doorman = Doorman(lane_opener, batch_deadline_s=batch_deadline_s, start_deadline_s=start_deadline_s)
+        names = dict.fromkeys(config.token_name for config in lanes)
+        self._tokens = {name: Token(name, lane_opener, start_deadline_s=start_deadline_s) for name in names}
         self._keepers = [
             LaneKeeper(
                 f"lane-{number}",
                 config,
-                doorman=self._doorman,
+                token=self._tokens[config.token_name],
+                pace=Pace(target_s=target_batch_s, max_size=batch_size, deadline_s=batch_deadline_s),
+                keep_alive_s=keep_alive_s,
                 adopt=self._ring.adopt,
                 on_ready=self._on_ready,
                 on_down=self._on_down,
@@ -107,6 +96,8 @@ class SignerPool:
             )
             for number, config in enumerate(lanes)
         ]
+        self.budget = SigningBudget(self.capacities, clock=time.monotonic, reserve=bulk_reserve)
+        BudgetCollector(self.budget, registry)
         self._tasks: list[asyncio.Task[None]] = []
         self._start_errors: dict[str, Exception] = {}
         self._closed = True
@@ -120,8 +111,10 @@ class SignerPool:
             backlog=self._backlog,
             ring=self._ring,
             keepers=self._keepers,
+            on_token_down=self._on_token_down,
             metrics=self._metrics,
             logger=self._logger,
+            verify=self._verify,
         )
         self._closed = False
         self._count_lanes()
@@ -151,63 +144,123 @@ class SignerPool:
             task.cancel()
         await asyncio.wait(self._tasks)
 
-    async def sign(self, key: str, tbs: bytes, priority: Priority, *, deadline_s: float = 30.0) -> bytes:
-        """Return the verified signature over `tbs` by the key of this label. See `sign_many`."""
-        return (await self.sign_many(key, (tbs,), priority, deadline_s=deadline_s))[0]
+    async def sign(
+        self,
+        key: str,
+        tbs: bytes,
+        priority: Priority,
+        *,
+        algorithm: str | None = None,
+        client: str = "",
+        deadline_s: float = 30.0,
+    ) -> bytes:
+        """Return the verified signature over `tbs` by the key of this name. See `sign_many`."""
+        signatures = await self.sign_many(
+            key, (tbs,), priority, algorithm=algorithm, client=client, deadline_s=deadline_s
+        )
+        return signatures[0]
 
     async def sign_many(
-        self, key: str, tbs_list: Sequence[bytes], priority: Priority, *, deadline_s: float = 30.0
+        self,
+        key: str,
+        tbs_list: Sequence[bytes],
+        priority: Priority,
+        *,
+        algorithm: str | None = None,
+        client: str = "",
+        deadline_s: float = 30.0,
     ) -> list[bytes]:
-        """Return verified signatures in the order of `tbs_list` (PKCS #1 v1.5, or DER Ecdsa-Sig-Value).
+        """Return verified signatures in the order of `tbs_list` (ECDSA: DER Ecdsa-Sig-Value); all or nothing.
 
-        All or nothing. Raises `UnknownKey`, `PoolFull`, `PoolClosed` at once; `PoolUnavailable` when
-        `deadline_s` has passed; `SigningFailed` when the token refused three times; ValueError for a TBS
-        beyond `MAX_TBS_BYTES`. Cancelling drops what has not left yet and disturbs nobody else.
+        `algorithm` names a row of `pkix.algorithms.SIGNATURE_ALGORITHMS`, None the key's usual one. Clients of
+        one class take turns; bulk waits for its share of the signing budget. Cancelling drops what has not left
+        yet and disturbs nobody else.
+
+        Raises at once `UnknownKey`, `UnsupportedKey` for an algorithm that is not the key's, `PoolFull`,
+        `PoolClosed`, `BudgetExceeded` for bulk, ValueError for a TBS beyond `MAX_TBS_BYTES`; later
+        `PoolUnavailable` when `deadline_s` has passed, `SigningFailed` when the tokens refused, `Unsignable`
+        when none ever could.
         """
         if self._closed:
             raise PoolClosed("the signer pool is closed")
-        self._ring.public_key(key)
+        row = self._ring.algorithm(key) if algorithm is None else algorithm_for(self.public_key(key), algorithm)
         if not tbs_list:
             return []
         if max(map(len, tbs_list)) > MAX_TBS_BYTES:
             raise ValueError(f"a TBS of more than {MAX_TBS_BYTES} bytes")
-        return await self._dispatcher.submit(key, tbs_list, priority, deadline_s)
+        began = asyncio.get_running_loop().time()
+        if priority is Priority.BULK and self.budget.plans:
+            await asyncio.sleep(min(deadline_s, self.budget.delay_bulk(key, len(tbs_list))))
+        return await self._dispatcher.submit(
+            key, tbs_list, priority, algorithm=row, client=client, began=began, deadline_s=deadline_s
+        )
 
     def public_key(self, label: str) -> SigningPublicKey:
         """Return the public half of a key; raises `UnknownKey`."""
         return self._ring.public_key(label)
 
     def labels(self) -> frozenset[str]:
-        """Return the labels of all keys that some token has shown."""
+        """Return the names of all keys that some token has shown."""
         return self._ring.labels()
 
     def pin_key(self, label: str, public_key: SigningPublicKey) -> None:
-        """From now on accept only this key under this label; lanes that show another are not used.
+        """From now on accept only this key under this name; lanes that show another are not used.
 
-        Raises `UnknownKey` if no token has shown the label, `KeyMismatch` if one has shown another key.
+        Raises `UnknownKey` if no token has shown the name, `KeyMismatch` if one has shown another key.
         """
         self._ring.pin(label, public_key)
+
+    def capacities(self) -> list[Capacity]:
+        """Return what each token could sign per second with each key, as measured on its ready lanes."""
+        return capacities((k.token.name, k.pace) for k in self._keepers if k.lane is not None)
+
+    async def calibrate(self, keys: Sequence[str], *, signs: int = 8) -> None:
+        """Measure the pace of every ready lane with these keys now."""
+        await calibrate(
+            self._keepers,
+            self._ring,
+            keys,
+            signs=signs,
+            judge=self._dispatcher.judge,
+            schedule=self._dispatcher.schedule,
+        )
+
+    async def all_tokens_seen(self, *, deadline_s: float) -> None:
+        """Wait until every token has been open; raises `PoolUnavailable` naming those that were not in time."""
+        try:
+            async with asyncio.timeout(deadline_s):
+                while missing := [t for t in self._tokens.values() if t.state is not TokenState.UP]:  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            raise PoolUnavailable(
+                "; ".join(f"token {token.name} is {token.state.value}: {token.reason}" for token in missing)
+            ) from None
 
     async def generate_key(self, label: str, algorithm: KeyAlgorithm) -> SigningPublicKey:
         """Make a key pair in the token of one ready lane and show it to all lanes.
 
-        Raises `KeyExists`, `SigningFailed`, `PoolUnavailable` (in which case it may exist nevertheless: look
-        at `labels()` after the lane is back), ValueError for a label outside `[A-Za-z0-9 ._-]{1,64}`.
+        It waits until every token has been seen: one that is down might have the key. Raises `KeyExists`,
+        `SigningFailed`, `PoolUnavailable` (in which case it may exist nevertheless: look at `labels()` after the
+        lane is back), ValueError for a name outside `[A-Za-z0-9 ._-]{1,64}`.
         """
         if not _LABEL.fullmatch(label):
             raise ValueError(f"key label {label!r}: 1 to 64 letters, digits, blanks or ._-")
         async with self._generating:
+            await self.all_tokens_seen(deadline_s=self._start_deadline_s)
             if label in self._ring.labels():
                 raise KeyExists(f"key {label!r} exists already")
             keeper = next((keeper for keeper in self._keepers if keeper.lane), None)
             if keeper is None:
                 raise PoolUnavailable("no lane is ready")
-            async with self._doorman.alone(keeper.config.token):
-                if keeper.lane is None:
-                    raise PoolUnavailable("the lane was lost before it could generate the key")
-                reply = await keeper.lane.ask(Generate(label, algorithm), deadline_s=self._start_deadline_s)
-            self._ring.learn(label, cast("Generated", reply).public_key)
-            await self._relist()
+            try:
+                async with keeper.token.alone():
+                    if keeper.lane is None:
+                        raise PoolUnavailable("the lane was lost before it could generate the key")
+                    reply = await keeper.lane.ask(Generate(label, algorithm), deadline_s=self._start_deadline_s)
+                self._ring.learn(label, cast("Generated", reply).public_key)
+                await self._relist()
+            finally:
+                self._dispatcher.schedule()  # these answers freed places for the work that came meanwhile
         return self._ring.public_key(label)
 
     def health(self) -> PoolHealth:
@@ -223,7 +276,15 @@ class SignerPool:
                 )
                 for keeper in self._keepers
             ),
+            tokens=tuple(self._token_health(token) for token in self._tokens.values()),
             queue_depth=len(self._backlog),
+        )
+
+    def _token_health(self, token: Token) -> TokenHealth:
+        keys = [keeper.keys for keeper in self._keepers if keeper.token is token and keeper.lane is not None]
+        missing = self._ring.labels().difference(*keys) if keys else frozenset[str]()
+        return TokenHealth(
+            name=token.name, state=token.state, reason=token.reason, missing_keys=tuple(sorted(missing))
         )
 
     async def _relist(self) -> None:
@@ -237,21 +298,44 @@ class SignerPool:
                 keeper.keys = self._ring.adopt(lane)
             except SignerPoolError as error:
                 self._logger.error("lane cannot list its keys", lane=keeper.name, cause=str(error))
-                keeper.set_aside()
-                lane.kill("relist")
+                keeper.dismiss(lane, "relist")
 
-    def _on_ready(self, _: LaneKeeper) -> None:
+    def _on_token_down(self, keeper: LaneKeeper, refusal: Refusal) -> None:
+        """End every lane of a token that is gone, or whose login the token took back."""
+        token = keeper.token
+        if refusal.action is Action.NEVER:
+            token.fail(refusal.message)
+        else:
+            token.latch(refusal.message)
+        for each in self._keepers:
+            if each.token is token and each.lane is not None:
+                each.dismiss(each.lane, "token_down")
+
+    def _on_ready(self, keeper: LaneKeeper) -> None:
+        self._tell_notes(keeper, cast("Lane", keeper.lane))
         self._count_lanes()
         if not self._started.done():
             self._started.set_result(None)
         self._dispatcher.schedule()
 
+    def _tell_notes(self, keeper: LaneKeeper, lane: Lane) -> None:
+        for note in lane.notes:
+            self._logger.warning("key cannot be used", lane=keeper.name, cause=note)
+        missing = self._ring.labels() - keeper.keys
+        if missing:
+            self._logger.warning(
+                "token lacks keys that another token has; clone them with the vendor's tool",
+                token=keeper.token.name,
+                keys=sorted(missing),
+            )
+
     def _on_down(self, keeper: LaneKeeper, cause: Exception | str) -> None:
         self._count_lanes()
         if isinstance(cause, str):
-            self._metrics.restarted(cause)
+            self._metrics.restarted(keeper.token.name, cause)
             return
-        self._metrics.restarted("not_started")
+        self._metrics.restarted(keeper.token.name, "not_started")
+        self._metrics.refused(cause.code if isinstance(cause, LaneStartError) else 0)
         self._start_errors.setdefault(keeper.name, cause)
         if len(self._start_errors) == len(self._keepers) and not self._started.done():
             self._started.set_exception(next(iter(self._start_errors.values())))
@@ -266,5 +350,10 @@ class SignerPool:
             self._on_down(keeper, LaneStartError(keeper.last_error))
 
     def _count_lanes(self) -> None:
-        for state, gauge in self._metrics.lanes.items():
-            gauge.set(sum(keeper.state == state for keeper in self._keepers))
+        counts = {(name, state.value): 0 for name in self._tokens for state in LaneState}
+        for keeper in self._keepers:
+            counts[keeper.token.name, keeper.state.value] += 1
+        self._metrics.count_lanes(
+            counts,
+            {token.name: token.state is not TokenState.UP for token in self._tokens.values()},
+        )

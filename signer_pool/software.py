@@ -5,21 +5,23 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from pkix.algorithms import KeyAlgorithm, signature_algorithm
+from pkix.algorithms import SIGNATURE_ALGORITHMS, KeyAlgorithm, signature_algorithm
 from pkix.errors import UnsupportedKey
-from signer_pool.errors import KeyExists, LaneStartError, PinRejected, SigningFailed
-from signer_pool.lane import SoftwareLaneConfig
+from signer_pool import ckr
+from signer_pool.errors import KeyExists, LaneStartError, PinRejected, TokenRefused
+from signer_pool.lane import TokenFacts
+from signer_pool.lane_config import SoftwareLaneConfig
+from signer_pool.mechanisms import RSA_BITS
 
-SigningPrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
+SigningPrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 
 _CURVES: dict[KeyAlgorithm, type[ec.EllipticCurve]] = {
     KeyAlgorithm.EC_P256: ec.SECP256R1,
     KeyAlgorithm.EC_P384: ec.SECP384R1,
     KeyAlgorithm.EC_P521: ec.SECP521R1,
 }
-_RSA_BITS = {KeyAlgorithm.RSA_2048: 2048, KeyAlgorithm.RSA_3072: 3072, KeyAlgorithm.RSA_4096: 4096}
 
 
 class SoftwareSession:
@@ -44,17 +46,29 @@ class SoftwareSession:
                 self._keys[path.stem] = self._load(path)
         return {label: _spki_der(key) for label, key in self._keys.items()}
 
-    def signer(self, label: str) -> Callable[[bytes], bytes]:
-        """Return a function from TBS to signature; raises `SigningFailed`."""
-        key = self._keys.get(label)
+    def facts(self) -> TokenFacts:
+        """Return what there is to say of a directory."""
+        return TokenFacts(label=self._config.name, manufacturer="certmill", model="software keys")
+
+    def notes(self) -> list[str]:
+        """Return nothing: a file that cannot be used is an error at once."""
+        return []
+
+    def signer(self, name: str, algorithm: str) -> Callable[[bytes], bytes]:
+        """Return a function from TBS to signature; raises `TokenRefused`."""
+        key = self._keys.get(name)
         if key is None:
-            raise SigningFailed(f"{self.token}: no key {label!r}")
-        algorithm = signature_algorithm(key.public_key()).hash_algorithm
-        if isinstance(key, rsa.RSAPrivateKey):
-            rsa_key, scheme = key, padding.PKCS1v15()
-            return lambda tbs: rsa_key.sign(tbs, scheme, algorithm)
-        ec_key, ecdsa = key, ec.ECDSA(algorithm)
-        return lambda tbs: ec_key.sign(tbs, ecdsa)
+            raise TokenRefused(f"{self.token}: no key {name!r}", ckr.classify(ckr.KEY_HANDLE_INVALID))
+        sign, scheme = key.sign, SIGNATURE_ALGORITHMS[algorithm].scheme
+        return lambda tbs: sign(tbs, *scheme)
+
+    def reopen(self) -> None:
+        """Read the files again."""
+        self._keys.clear()
+        self.public_keys()
+
+    def touch(self) -> None:
+        """Do nothing: a directory never closes a session."""
 
     def generate(self, label: str, algorithm: KeyAlgorithm) -> bytes:
         """Make a key and its file (mode 0600), durable before it is used; raises `KeyExists`."""
@@ -95,15 +109,17 @@ class SoftwareSession:
             if "password" in str(error):
                 raise PinRejected(f"{path}: wrong passphrase; correct it and restart") from None
             raise LaneStartError(f"{path}: not a private key in encrypted PKCS #8 PEM") from None
-        assert isinstance(key, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey)  # noqa: S101 - for mypy
+        assert isinstance(key, SigningPrivateKey)  # noqa: S101 - for mypy
         return key
 
 
 def _generate(algorithm: KeyAlgorithm) -> SigningPrivateKey:
+    if algorithm is KeyAlgorithm.ED25519:
+        return ed25519.Ed25519PrivateKey.generate()
     curve = _CURVES.get(algorithm)
     if curve is not None:
         return ec.generate_private_key(curve())
-    return rsa.generate_private_key(public_exponent=65537, key_size=_RSA_BITS[algorithm])
+    return rsa.generate_private_key(public_exponent=65537, key_size=RSA_BITS[algorithm])
 
 
 def _spki_der(key: SigningPrivateKey) -> bytes:

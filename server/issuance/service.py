@@ -98,7 +98,9 @@ class IssuanceService:
         )
         lint_certificate(certificate, self._issuer, now=now)
         try:
-            waiting = self._batcher.submit(PreparedOrder(order=order, certificate=certificate))
+            waiting = self._batcher.submit(
+                PreparedOrder(order=order, certificate=certificate), client=order.client.name
+            )
         except PoolFull as error:
             raise Overloaded("too many requests are waiting to be issued") from error
         return await waiting

@@ -97,8 +97,8 @@ class HierarchyBuilder:
         found = self._describe(label, x509.load_der_x509_certificate(der))
         if label not in self._pool.labels():
             raise ConfigError(
-                f"setting token.label: the token holds no key {label!r}, which the database of this home needs; "
-                "connect the token that this certmill was initialised with"
+                f"setting keys.{label}: no token holds this key, which the database of this home needs; "
+                "connect the token that this certmill was initialised with, or correct [[tokens]] and [keys]"
             )
         self._pool.pin_key(label, found.public_key)
         return found

@@ -1,15 +1,21 @@
-"""Which token holds the keys: an HSM that the operator names, SoftHSM, or (loudly) software keys."""
+"""Which tokens hold the keys: those of HSMs that the operator names; else SoftHSM, or (loudly) software keys."""
 
 import secrets
+import sqlite3
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 from structlog.typing import FilteringBoundLogger
 
-from server.config import TokenSection
-from server.errors import ConfigError
+from server.config import Config
+from server.errors import ConfigError, StorageError
 from server.home import Home, write_file
+from server.keys.pin import PROMPT, PinError, read_pin
+from server.settings.signer import TokenSection
 from signer_pool.errors import LaneStartError
-from signer_pool.lane import LaneConfig, Pkcs11LaneConfig, SoftwareLaneConfig
+from signer_pool.lane_config import LaneConfig, Pkcs11LaneConfig, SoftwareLaneConfig
 from signer_pool.token_init import initialise_token, token_exists
 
 SOFTHSM_MODULES = (
@@ -19,57 +25,144 @@ SOFTHSM_MODULES = (
     Path("/usr/local/lib/softhsm/libsofthsm2.so"),
     Path("/opt/homebrew/lib/softhsm/libsofthsm2.so"),
 )
+_OWN_LABEL = "certmill"
 _PIN_DIGITS = 16
+_DATABASE_TIMEOUT_S = 5.0
 
 
-def prepare_token(settings: TokenSection, home: Home, logger: FilteringBoundLogger) -> list[LaneConfig]:
-    """Make the token usable and return one lane configuration per configured lane.
+def ask_pins(config: Config, ask: Callable[[str], str]) -> dict[str, str]:
+    """Ask for the PINs that somebody has to type: token name to PIN. `ask` gets the token's name.
 
-    Blocking; once per start. Raises `ConfigError` or `SignerPoolError`.
+    Blocking; raises `ConfigError`.
     """
-    kind, module = _choose(settings)
-    pin = _pin(settings, home)
-    lane: LaneConfig
-    if kind == "software":
+    return {
+        token.token_name: read_pin(PROMPT, {}, partial(ask, token.token_name), setting=f"tokens[{number}].pin")
+        for number, token in enumerate(config.tokens)
+        if token.pin_source == PROMPT
+    }
+
+
+def read_pins(config: Config, environ: Mapping[str, str], typed: Mapping[str, str]) -> dict[str, str]:
+    """Return the PINs of all named tokens, by token name; `typed` are those that were asked for.
+
+    Blocking; raises `ConfigError`.
+    """
+    return {
+        token.token_name: read_pin(
+            token.pin_source, environ, partial(_typed, typed, token.token_name), setting=f"tokens[{number}].pin"
+        )
+        for number, token in enumerate(config.tokens)
+    }
+
+
+def prepare_token(
+    config: Config, home: Home, logger: FilteringBoundLogger, pins: Mapping[str, str]
+) -> list[LaneConfig]:
+    """Make the tokens usable and return the configuration of every lane, token after token.
+
+    `pins`: what `read_pins` gives. A token that the operator names is never initialised. Blocking; once per
+    start. Raises `ConfigError` or `SignerPoolError`.
+    """
+    if not config.tokens:
+        return [_own_token(config, home, logger)] * config.signer.lanes
+    lanes: list[LaneConfig] = []
+    for number, token in enumerate(config.tokens):
+        lane = _named_token(config, number, token, pins[token.token_name])
+        lanes += [lane] * (token.lanes or config.signer.lanes)
+    return lanes
+
+
+def _typed(typed: Mapping[str, str], token: str) -> str:
+    if token not in typed:
+        raise PinError(f"no PIN of token {token!r} came over standard input")
+    return typed[token]
+
+
+def _named_token(config: Config, number: int, token: TokenSection, pin: str) -> Pkcs11LaneConfig:
+    address = token.address
+    module = Path(address.module_path or "")
+    if not module.is_file():
+        raise ConfigError(
+            f"setting tokens[{number}].uri: module-path {module} is not there; name your HSM's PKCS #11 library"
+        )
+    return Pkcs11LaneConfig(
+        module_path=str(module),
+        token_label=address.token or "",
+        pin=pin,
+        name=token.token_name,
+        serial=address.serial,
+        manufacturer=address.manufacturer,
+        model=address.model,
+        slot_id=address.slot_id,
+        keys=config.keys.matches(),
+    )
+
+
+def _own_token(config: Config, home: Home, logger: FilteringBoundLogger) -> LaneConfig:
+    module = _own_module(config.signer.kind)
+    has_ca = holds_ca(home)  # if so, nothing is made below in the place of what is missing
+    pin = _secret(home.secrets / "pin", may_draw=not has_ca)
+    keys = config.keys.matches()
+    if module is None:
+        if keys:
+            raise ConfigError(f"setting keys.{next(iter(keys))}: software keys have fixed names; remove it")
         logger.warning(
             "SOFTWARE KEYS: the CA's private keys lie in files of this machine, not in an HSM. "
             "Never use this for certificates that anybody relies on; install SoftHSM or connect an HSM.",
             directory=str(home.software_keys),
         )
-        lane = SoftwareLaneConfig(directory=str(home.software_keys), passphrase=pin)
-    else:
-        env = _softhsm_environment(home) if not settings.module else {}
-        lane = Pkcs11LaneConfig(module_path=str(module), token_label=settings.label, pin=pin, env=env)
-        if not settings.module and not token_exists(str(module), settings.label, env):
-            _require_no_ca(home)
-            initialise_token(str(module), settings.label, _secret(home.secrets / "so-pin"), pin, env)
-            logger.info("token initialised", module=str(module), label=settings.label)
-    return [lane] * settings.lanes
+        return SoftwareLaneConfig(directory=str(home.software_keys), passphrase=pin)
+    env = _softhsm_environment(home)
+    if not token_exists(str(module), _OWN_LABEL, env):
+        if has_ca:
+            raise _missing_token(home)
+        initialise_token(str(module), _OWN_LABEL, _secret(home.secrets / "so-pin", may_draw=True), pin, env)
+        logger.info("token initialised", module=str(module), label=_OWN_LABEL)
+    return Pkcs11LaneConfig(module_path=str(module), token_label=_OWN_LABEL, pin=pin, env=env, keys=keys)
 
 
-def _choose(settings: TokenSection) -> tuple[str, Path]:
-    module = Path(settings.module) if settings.module else next((p for p in SOFTHSM_MODULES if p.exists()), None)
-    if settings.kind == "software":
-        return "software", Path()
-    if module is None:
-        if settings.kind == "pkcs11":
-            raise ConfigError(
-                "setting token.module: no PKCS #11 module named and SoftHSM not found; "
-                "name your HSM's library, or install softhsm2"
-            )
-        return "software", Path()
-    if not module.exists():
-        raise ConfigError(f"setting token.module: {module} does not exist; name your HSM's PKCS #11 library")
-    return "pkcs11", module
+def holds_ca(home: Home) -> bool:
+    """Say whether a CA was made in this home. Looks and changes nothing; raises `StorageError`. Blocking.
+
+    The certificate's file counts too: with database and token gone, there was a CA all the same.
+    """
+    if (home.ca / "root.pem").exists():
+        return True
+    if not home.database.exists():
+        return False
+    try:
+        uri = f"{home.database.absolute().as_uri()}?mode=ro"
+        with closing(sqlite3.connect(uri, uri=True, timeout=_DATABASE_TIMEOUT_S)) as database:
+            tables = database.execute("select 1 from sqlite_master where type = 'table' and name = 'issuers'")
+            return bool(tables.fetchone()) and bool(database.execute("select 1 from issuers").fetchone())
+    except sqlite3.Error as error:
+        raise StorageError(f"database {home.database}: {error}") from None
 
 
-def _require_no_ca(home: Home) -> None:
-    """Raise rather than put an empty token in the place of one that held CA keys and cannot be read now."""
-    if home.database.exists() and (home.ca / "root.pem").exists():
-        raise LaneStartError(
-            f"{home.token}: the token that holds this CA's keys is missing or cannot be read; restore it from the "
-            "backup (certificates and database are untouched)"
+def _missing_token(home: Home) -> Exception:
+    if any(home.software_keys.glob("*.pem")):
+        return ConfigError(
+            f"setting signer.kind: the keys of this CA are software keys, in {home.software_keys}; "
+            'write kind = "software" (a CA with keys in SoftHSM needs a CERTMILL_HOME of its own)'
         )
+    return LaneStartError(
+        f"{home.token}: the token that holds this CA's keys is missing or cannot be read; restore it from the "
+        "backup, or name your HSM under [[tokens]] (database and certificates are untouched; a new CA needs an "
+        "empty CERTMILL_HOME)"
+    )
+
+
+def _own_module(kind: str) -> Path | None:
+    """Return SoftHSM's library, None for software keys."""
+    if kind == "software":
+        return None
+    module = next((path for path in SOFTHSM_MODULES if path.exists()), None)
+    if module is None and kind == "pkcs11":
+        raise ConfigError(
+            "setting signer.kind: pkcs11 needs an HSM under [[tokens]], or SoftHSM, which is not found; "
+            "name your HSM's token, or install softhsm2"
+        )
+    return module
 
 
 def _softhsm_environment(home: Home) -> dict[str, str]:
@@ -81,20 +174,11 @@ def _softhsm_environment(home: Home) -> dict[str, str]:
     return {"SOFTHSM2_CONF": str(conf)}
 
 
-def _pin(settings: TokenSection, home: Home) -> str:
-    if not settings.pin_file:
-        if settings.module:
-            raise ConfigError("setting token.pin_file: name the file that holds the PIN of your HSM's token")
-        return _secret(home.secrets / "pin")
-    try:
-        return Path(settings.pin_file).read_text("utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"setting token.pin_file: {settings.pin_file} cannot be read: {error}") from None
-
-
-def _secret(path: Path) -> str:
-    """Return the secret in a file of ours, drawn at the first use."""
+def _secret(path: Path, *, may_draw: bool) -> str:
+    """Return the secret in a file of ours; at the first use it is drawn."""
     if not path.exists():
+        if not may_draw:
+            raise LaneStartError(f"{path}: the PIN of this CA's keys is missing; restore it from the backup")
         digits = "".join(secrets.choice("0123456789") for _ in range(_PIN_DIGITS))
         write_file(path, digits.encode(), mode=0o600)
     return path.read_text("ascii").strip()

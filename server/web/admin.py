@@ -1,4 +1,4 @@
-"""The admin listener: metrics of every process, liveness, readiness, and the API's documentation."""
+"""The admin listener: an index, metrics of every process, liveness, readiness, and the API's documentation."""
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,6 +15,19 @@ from prometheus_client.registry import Collector
 
 SCRAPE_DEADLINE_S = 1.0
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_INDEX = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<title>certmill: for operators</title>
+<h1>certmill: for operators</h1>
+<ul>
+<li><a href="/readyz">/readyz</a>: can certificates be issued now, and if not, why
+<li><a href="/healthz">/healthz</a>: does the authority run
+<li><a href="/metrics">/metrics</a>: of every process, for Prometheus
+<li><a href="/docs">/docs</a>: the API (also <a href="/openapi.json">/openapi.json</a>)
+</ul>
+</html>
+"""
 
 
 class Readiness(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,10 +54,15 @@ class AdminApi:
     def routes(self) -> list[web.RouteDef]:
         """Return the routes."""
         return [
+            web.get("/", self.index),
             web.get("/metrics", self.metrics),
             web.get("/healthz", self.health),
             web.get("/readyz", self.ready),
         ]
+
+    async def index(self, _request: web.Request) -> web.Response:
+        """Say what is here."""
+        return web.Response(text=_INDEX, content_type="text/html")
 
     async def metrics(self, _request: web.Request) -> web.Response:
         """Return the authority's metrics and those of every OCSP worker, told apart by `process`."""

@@ -10,7 +10,7 @@ from pkix import errors as pkix_errors
 from pkix.errors import RequesterError
 from server import errors
 from server.enrol.messages import Problem
-from signer_pool.errors import SignerPoolError
+from signer_pool.errors import BudgetExceeded, PoolFull, SignerPoolError
 
 CONTENT_TYPE = "application/problem+json"
 RETRY_AFTER_S = 2
@@ -52,6 +52,8 @@ KINDS: dict[type[BaseException], Kind] = {
     ),
     errors.Overloaded: Kind("overloaded", 503, "Too many requests are waiting", _LATER),
     errors.StorageError: Kind("storage", 503, "The database is not available", _LATER),
+    BudgetExceeded: Kind("budget", 503, "The HSMs have no time left for bulk work now", _LATER),
+    PoolFull: Kind("signer-busy", 503, "Too many signatures are waiting", _LATER),
     SignerPoolError: Kind("signer", 503, "No HSM session could sign in time", _LATER),
     OcspError: Kind("response-store", 503, "The OCSP response store is not available", _LATER),
     TimeoutError: Kind("deadline", 503, "The request took too long", _LATER),
@@ -103,7 +105,7 @@ def problem_response(error: BaseException, request_id: str) -> web.Response:
 
 def _detail(error: BaseException, kind: Kind) -> str:
     """Return the error's own words only where they were written for the caller."""
-    if isinstance(error, RequesterError | errors.RequestRefused | errors.Overloaded):
+    if isinstance(error, RequesterError | errors.RequestRefused | errors.Overloaded | BudgetExceeded):
         return error.detail
     if isinstance(error, web.HTTPException) and error.text and kind is not INTERNAL:
         return error.text

@@ -7,7 +7,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from pkix.algorithms import KeyAlgorithm
-from signer_pool.lane import LaneConfig
+from signer_pool.lane_config import LaneConfig
 from signer_pool.pool import SignerPool
 from tests.unit.signer_pool.lanes import MemoryLogger, softhsm_token, software_config
 
@@ -18,6 +18,7 @@ KEYS = (
     KeyAlgorithm.EC_P256,
     KeyAlgorithm.EC_P384,
     KeyAlgorithm.EC_P521,
+    KeyAlgorithm.ED25519,
 )
 
 

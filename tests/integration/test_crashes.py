@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from tests.support.ocsp_client import ask, ocsp_request_der
 
 @pytest.fixture
 def server(home: Path) -> Iterator[RunningCertmill]:
-    with certmill(home, CERTMILL_TOKEN_LANES="2") as running:
+    with certmill(home, CERTMILL_SIGNER_LANES="2") as running:
         yield running
 
 
@@ -207,7 +207,7 @@ def test_a_lost_response_store_is_rebuilt_from_the_database(home: Path) -> None:
 
 
 def test_a_dead_token_is_told_and_nothing_is_released_until_it_lives(home: Path) -> None:
-    with certmill(home, CERTMILL_TOKEN_KIND="software", CERTMILL_LISTEN_REQUEST_DEADLINE_S="1") as server:
+    with certmill(home, CERTMILL_SIGNER_KIND="software", CERTMILL_LISTEN_REQUEST_DEADLINE_S="1") as server:
         keys = home / "software-keys"
         keys.rename(home / "aside")
         for pid in server.pids("signer_pool.lane_process"):
@@ -236,7 +236,7 @@ def test_a_dead_token_is_told_and_nothing_is_released_until_it_lives(home: Path)
 
 
 def test_a_database_that_refuses_is_a_503_in_the_callers_words(home: Path) -> None:
-    with certmill(home, CERTMILL_TOKEN_KIND="software") as server:
+    with certmill(home, CERTMILL_SIGNER_KIND="software") as server:
         table = Table(home)
         table.fail("insert on audit_log")
         refused = server.issue(make_csr("a.example.gov"))
@@ -245,3 +245,85 @@ def test_a_database_that_refuses_is_a_503_in_the_callers_words(home: Path) -> No
         assert "disk trouble" in server.log.read_text()
         table.mend()
         assert server.issue(make_csr("a.example.gov")).status == 201
+
+
+class RelyingParty:
+    """Asks for the status of one certificate all the time."""
+
+    def __init__(self, running: RunningCertmill) -> None:
+        body = running.issue(make_csr("a.example.gov")).json
+        issuing = x509.load_pem_x509_certificate((running.home / "ca/issuing.pem").read_bytes())
+        leaf = x509.load_pem_x509_certificate(body["certificate"].encode())
+        self._running, self._request = running, ocsp_request_der(leaf, issuing)
+
+    def keeps_getting_answers_until(self, condition: Callable[[], object], deadline_s: float = 60) -> None:
+        deadline = time.monotonic() + deadline_s
+        while not condition():
+            assert ask(self._running, self._request).certificate_status is ocsp.OCSPCertStatus.GOOD
+            assert time.monotonic() < deadline, self._running.log.read_text()
+            time.sleep(0.02)
+        assert ask(self._running, self._request).certificate_status is ocsp.OCSPCertStatus.GOOD
+
+
+def is_ready(running: RunningCertmill) -> bool:
+    try:
+        return running.admin("/readyz").status == 200
+    except OSError:
+        return False
+
+
+def told(running: RunningCertmill, event: str, *words: str) -> int:
+    """Count the lines of the log with all of the words."""
+    lines = running.log.read_text().splitlines()
+    return sum(event in line and all(word in line for word in words) for line in lines)
+
+
+def test_a_database_locked_at_a_restart_of_the_authority_stops_no_worker(home: Path) -> None:
+    with certmill(home, CERTMILL_SIGNER_KIND="software") as server:
+        party, workers = RelyingParty(server), server.pids("-m server ocsp")
+        backup = sqlite3.connect(home / "certmill.sqlite", isolation_level=None)
+        backup.execute("begin exclusive")
+        kill(server, "-m server authority")
+        party.keeps_getting_answers_until(lambda: told(server, "will be started again", '"code": 75', "locked"))
+        backup.close()
+        party.keeps_getting_answers_until(lambda: is_ready(server))
+        assert server.pids("-m server ocsp") == workers
+        assert server.stop() == 0
+
+
+def test_a_token_missing_at_a_restart_of_the_authority_stops_no_worker(home: Path) -> None:
+    with certmill(home, CERTMILL_SIGNER_KIND="pkcs11") as server:
+        party, workers = RelyingParty(server), server.pids("-m server ocsp")
+        (home / "token/tokens").rename(home / "aside")
+        kill(server, "-m server authority")
+        again = '"code": 75'
+        party.keeps_getting_answers_until(lambda: told(server, "will be started again", again, "restore it") > 1)
+        assert list((home / "token/tokens").iterdir()) == [], "no other token was made in its place"
+        (home / "token/tokens").rmdir()
+        (home / "aside").rename(home / "token/tokens")
+        party.keeps_getting_answers_until(lambda: is_ready(server))
+        assert server.pids("-m server ocsp") == workers
+        assert server.issue(make_csr("b.example.gov")).status == 201
+
+
+def test_a_setting_that_is_wrong_at_a_restart_stops_no_worker(home: Path) -> None:
+    with certmill(home, CERTMILL_SIGNER_KIND="software") as server:
+        party = RelyingParty(server)
+        (home / "certmill.toml").write_text("[ocsp]\nworkerz = 3\n")
+        kill(server, "-m server authority")
+        party.keeps_getting_answers_until(
+            lambda: told(server, "will be started again", '"code": 78', "did you mean workers?", '"pause_s": 30')
+        )
+        assert server.stop() == 0
+
+
+def test_a_pin_refused_at_a_restart_is_tried_once_and_stops_no_worker(home: Path) -> None:
+    with certmill(home, CERTMILL_SIGNER_KIND="software") as server:
+        party = RelyingParty(server)
+        (home / "secrets/pin").write_text("0" * 16)
+        kill(server, "-m server authority")
+        party.keeps_getting_answers_until(lambda: told(server, "NOT started again", "wrong passphrase", "SIGTERM"))
+        began = time.monotonic()
+        party.keeps_getting_answers_until(lambda: time.monotonic() > began + 2)
+        assert server.pids("-m server authority") == []
+        assert server.stop() == 0

@@ -198,7 +198,7 @@ async def test_a_burst_is_issued_in_few_batches(parts: Parts, table: Table) -> N
 
 
 async def test_a_full_queue_is_an_immediate_answer(parts: Parts) -> None:
-    def full(_item: object) -> NoReturn:
+    def full(_item: object, **_more: object) -> NoReturn:
         raise PoolFull("full")
 
     with pytest.MonkeyPatch.context() as patch:

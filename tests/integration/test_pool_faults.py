@@ -13,10 +13,13 @@ import uvloop
 from prometheus_client import CollectorRegistry
 
 from pkix.algorithms import KeyAlgorithm, verify_signature
+from signer_pool import lane_keeper
+from signer_pool.ckr import Action
 from signer_pool.errors import PoolClosed, PoolUnavailable, SigningFailed
-from signer_pool.lane import Lane, LaneConfig, Signed, SignedCallback
+from signer_pool.lane import Lane, Refusal, Signed, SignedCallback
+from signer_pool.lane_config import LaneConfig
 from signer_pool.lane_link import LaneLink, open_lane
-from signer_pool.pool import LaneState, Priority, SignerPool
+from signer_pool.pool import LaneState, Priority, SignerPool, TokenState
 from tests.unit.signer_pool.lanes import MemoryLogger, p256_config, sample, softhsm_token, software_config
 
 
@@ -29,6 +32,10 @@ def pid_of(pool: SignerPool, number: int = 0) -> int:
     pid = pool.health().lanes[number].pid
     assert pid
     return pid
+
+
+def restarts(registry: CollectorRegistry, reason: str, token: str = "software") -> float:
+    return sample(registry, "certmill_signer_lane_restarts_total", token=token, reason=reason)
 
 
 def open_descriptors() -> set[str]:
@@ -70,8 +77,11 @@ async def test_killed_lane_is_not_noticed(lanes: int, registry: CollectorRegistr
             await sign_concurrently(pool, 200, lambda: os.kill(victim, signal.SIGKILL))
             await until(lambda: pool.health().alive == lanes)
             assert pid_of(pool) != victim
-            assert sample(registry, "certmill_signer_lane_restarts_total", reason="died") == 1
-            assert sample(registry, "certmill_signer_signatures_total", key="key", result="ok") >= 200
+            assert restarts(registry, "died", token="test") == 1
+            assert sample(registry, "certmill_signer_signatures_total", key="key", result="ok") == 200
+            assert sample(registry, "certmill_signer_retries_total", reason="lane_lost") > 0
+            assert sample(registry, "certmill_signer_lanes", token="test", state="ready") == lanes
+            assert sample(registry, "certmill_signer_token_down", token="test") == 0
 
 
 async def test_hanging_lane_is_replaced(tmp_path: Path, registry: CollectorRegistry) -> None:
@@ -81,7 +91,7 @@ async def test_hanging_lane_is_replaced(tmp_path: Path, registry: CollectorRegis
     ) as pool:
         victim = pid_of(pool)
         await sign_concurrently(pool, 200, lambda: os.kill(victim, signal.SIGSTOP))
-        assert sample(registry, "certmill_signer_lane_restarts_total", reason="deadline") == 1
+        assert restarts(registry, "deadline") == 1
         assert not Path(f"/proc/{victim}").exists()
 
 
@@ -95,8 +105,16 @@ class Crooked:
     def __getattr__(self, name: str) -> object:
         return getattr(self._lane, name)
 
-    def send(self, key: str, tbs: Sequence[bytes], done: SignedCallback) -> None:
-        self._lane.send(key, tbs, lambda reply: done(None if reply is None else self._alter(reply)))
+    def send(
+        self, key: str, algorithm: str, tbs: Sequence[bytes], done: SignedCallback, *, deadline_s: float
+    ) -> None:
+        self._lane.send(
+            key,
+            algorithm,
+            tbs,
+            lambda reply: done(None if reply is None else self._alter(reply)),
+            deadline_s=deadline_s,
+        )
 
 
 def flip(reply: Signed) -> Signed:
@@ -104,11 +122,12 @@ def flip(reply: Signed) -> Signed:
     signatures = list(reply.signatures)
     wrong = min(1, len(signatures) - 1)
     signatures[wrong] = signatures[wrong][:-1] + bytes((signatures[wrong][-1] ^ 1,))
-    return Signed(reply.batch_id, signatures, reply.errors, reply.service_s)
+    return Signed(reply.batch_id, signatures, reply.refusals, reply.service_s)
 
 
 def refuse(reply: Signed) -> Signed:
-    return Signed(reply.batch_id, [b""] * len(reply.signatures), {0: "DeviceError"}, reply.service_s)
+    refusal = Refusal(Action.REPLACE, 0x005, "CKR_GENERAL_ERROR")
+    return Signed(reply.batch_id, [b""] * len(reply.signatures), {0: refusal}, reply.service_s)
 
 
 @asynccontextmanager
@@ -118,10 +137,10 @@ async def crooked_pool(
     """Open a pool whose first `times` lanes alter their answers."""
     opened = 0
 
-    async def opener(config: LaneConfig, batch_deadline_s: float) -> Lane:
+    async def opener(config: LaneConfig) -> Lane:
         nonlocal opened
         opened += 1
-        lane = await open_lane(config, batch_deadline_s)
+        lane = await open_lane(config)
         return Crooked(lane, alter) if opened <= times else lane  # type: ignore[return-value]
 
     async with SignerPool(
@@ -130,6 +149,12 @@ async def crooked_pool(
         yield pool
 
 
+@pytest.fixture
+def short_quarantine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lane_keeper, "_FIRST_QUARANTINE_S", 0.02)
+
+
+@pytest.mark.usefixtures("short_quarantine")
 async def test_wrong_signature_is_never_released(tmp_path: Path, registry: CollectorRegistry) -> None:
     tbs_list = [f"tbs {number}".encode() for number in range(60)]
     async with crooked_pool(p256_config(tmp_path), registry, flip, times=2) as pool:
@@ -137,7 +162,7 @@ async def test_wrong_signature_is_never_released(tmp_path: Path, registry: Colle
         for tbs, signature in zip(tbs_list, signatures, strict=True):
             verify_signature(pool.public_key("ec"), tbs, signature)
     assert sample(registry, "certmill_signer_verifications_rejected_total") >= 2
-    assert sample(registry, "certmill_signer_lane_restarts_total", reason="wrong_signature") == 2
+    assert restarts(registry, "wrong_signature") == 2
     assert sample(registry, "certmill_signer_signatures_total", key="ec", result="wrong") >= 2
     assert sample(registry, "certmill_signer_signatures_total", key="ec", result="ok") == 60
 
@@ -146,11 +171,12 @@ async def test_refused_item_is_tried_elsewhere(tmp_path: Path, registry: Collect
     async with crooked_pool(p256_config(tmp_path), registry, refuse, times=1) as pool:
         signature = await pool.sign("ec", b"tbs", Priority.BULK)
         verify_signature(pool.public_key("ec"), b"tbs", signature)
-    assert sample(registry, "certmill_signer_lane_restarts_total", reason="refused") == 1
+    assert restarts(registry, "refused") == 1
     assert sample(registry, "certmill_signer_signatures_total", key="ec", result="refused") == 1
 
 
-@pytest.mark.parametrize(("alter", "reason"), [(flip, "verify"), (refuse, "DeviceError")])
+@pytest.mark.usefixtures("short_quarantine")
+@pytest.mark.parametrize(("alter", "reason"), [(flip, "verify"), (refuse, "CKR_GENERAL_ERROR")])
 async def test_three_failures_end_a_call(
     tmp_path: Path, registry: CollectorRegistry, alter: Callable[[Signed], Signed], reason: str
 ) -> None:
@@ -174,8 +200,10 @@ async def test_callers_get_a_typed_error_at_their_deadline(tmp_path: Path, regis
         assert 0.3 <= asyncio.get_running_loop().time() - started < 2
         await until(lambda: "no such directory" in str(pool.health().lanes[0].last_error))
         assert pool.health().lanes[0].state is LaneState.DOWN
-        with pytest.raises(PoolUnavailable, match="no lane is ready"):
-            await pool.generate_key("new", KeyAlgorithm.EC_P256)
+        assert [(token.state, token.reason) for token in pool.health().tokens] == [
+            (TokenState.DOWN, pool.health().lanes[0].last_error)
+        ]
+        assert sample(registry, "certmill_signer_token_down", token="software") == 1
         tmp_path.with_name("gone").rename(tmp_path)
         (tmp_path / "elsewhere").rename(tmp_path / "ec.pem")
         await pool.sign("ec", b"tbs", Priority.BULK)
@@ -224,7 +252,7 @@ async def test_stopped_lane_does_not_hold_up_closing(tmp_path: Path, registry: C
 
 
 async def test_cancelled_start_leaves_no_process(tmp_path: Path) -> None:
-    task = asyncio.create_task(open_lane(p256_config(tmp_path), 10.0))
+    task = asyncio.create_task(open_lane(p256_config(tmp_path)))
     link: LaneLink | None = None
     while link is None or link.child is None:
         await asyncio.sleep(0)
@@ -247,10 +275,10 @@ async def test_ctrl_c_does_not_end_a_lane(tmp_path: Path, registry: CollectorReg
 
 ORPHAN = """
 import asyncio, sys
-from signer_pool.lane import SoftwareLaneConfig
+from signer_pool.lane_config import SoftwareLaneConfig
 from signer_pool.lane_link import open_lane
 async def main():
-    lane = await open_lane(SoftwareLaneConfig(directory=sys.argv[1], passphrase="p"), 10)
+    lane = await open_lane(SoftwareLaneConfig(directory=sys.argv[1], passphrase="p"))
     print(lane.pid, flush=True)
     await asyncio.sleep(60)
 asyncio.run(main())

@@ -21,7 +21,7 @@ from server.authority import prepare_home
 from server.clock import utc_now
 from server.config import Config, load_config
 from server.issuance.order import Order
-from signer_pool.lane import LaneConfig
+from signer_pool.lane_config import LaneConfig
 from tests.support.ca import make_csr
 
 MINISTRY = Client(name="ministry", profiles=("*",), names=("*",))
@@ -50,7 +50,7 @@ def quiet_logger() -> FilteringBoundLogger:
 
 def software_config(home: Path, **settings: str) -> Config:
     """Settings for a home with software keys."""
-    return load_config({"CERTMILL_HOME": str(home), "CERTMILL_TOKEN_KIND": "software", **settings})
+    return load_config({"CERTMILL_HOME": str(home), "CERTMILL_SIGNER_KIND": "software", **settings})
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Prepared:
 
 def prepare(config: Config) -> Prepared:
     """Prepare the home; blocking."""
-    return Prepared(config, prepare_home(config, quiet_logger()))
+    return Prepared(config, prepare_home(config, quiet_logger(), {}))
 
 
 @asynccontextmanager

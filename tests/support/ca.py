@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
@@ -15,17 +15,14 @@ from pkix.issuer import Issuer
 from pkix.names import SerialNumber
 from pkix.unsigned import assemble
 
-PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
+PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
 NOW = dt.datetime(2026, 11, 23, 12, 0, 0, tzinfo=dt.UTC)
 URL = "http://pki.test"
 
 
 def sign(key: PrivateKey, tbs: bytes) -> bytes:
-    """Sign as the pool does: PKCS #1 v1.5 or ECDSA, with the hash that goes with the key."""
-    algorithm = signature_algorithm(key.public_key()).hash_algorithm
-    if isinstance(key, rsa.RSAPrivateKey):
-        return key.sign(tbs, padding.PKCS1v15(), algorithm)
-    return key.sign(tbs, ec.ECDSA(algorithm))
+    """Sign as the pool does: with the algorithm that goes with the key."""
+    return key.sign(tbs, *signature_algorithm(key.public_key()).scheme)
 
 
 @dataclass(frozen=True)
@@ -80,4 +77,5 @@ def make_csr(
     if names:
         builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
     key = key or ec.generate_private_key(ec.SECP256R1())
-    return builder.sign(key, hashes.SHA256()).public_bytes(encoding)
+    algorithm = None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA256()
+    return builder.sign(key, algorithm).public_bytes(encoding)

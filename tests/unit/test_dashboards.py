@@ -17,7 +17,10 @@ from ocsp.forward import Forwarder
 from ocsp.metrics import WorkerMetrics
 from server.metrics import AuthorityMetrics
 from server.web.admin import _Merged
+from signer_pool.budget import NOW, Commitment, Freshness, Plan, SigningBudget
+from signer_pool.budget_metrics import BudgetCollector
 from signer_pool.metrics import PoolMetrics
+from signer_pool.pace import Capacity
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted([*ROOT.glob("dashboards/*.json"), *ROOT.glob("deploy/prometheus/*.rules.yml")])
@@ -36,7 +39,10 @@ def registered() -> Known:
     """Map every sample name that certmill exports to the type of its metric and its labels."""
     registry = CollectorRegistry()
     AuthorityMetrics(registry)
-    PoolMetrics(registry, priorities=["p"], states=["s"], queue_depth=lambda: 0)
+    PoolMetrics(registry, priorities=["p"], queue_depth=lambda _: 0)
+    budget = SigningBudget(lambda: [Capacity(token="t", key="k", signs_per_s=1)], clock=lambda: 0.0)
+    budget.commit([Plan(NOW, [Commitment("refresh", "k", 0.1)])], Freshness(0, None))
+    BudgetCollector(budget, registry)
     known: dict[str, tuple[str, frozenset[str]]] = {}
     known |= _samples(registry, NO_LABELS)
     workers = CollectorRegistry()

@@ -10,7 +10,7 @@ from typing import ParamSpec
 from prometheus_client import CollectorRegistry
 
 from pkix.algorithms import KeyAlgorithm
-from signer_pool.lane import Pkcs11LaneConfig, SoftwareLaneConfig
+from signer_pool.lane_config import Pkcs11LaneConfig, SoftwareLaneConfig
 from signer_pool.software import SoftwareSession
 from signer_pool.token_init import initialise_token
 

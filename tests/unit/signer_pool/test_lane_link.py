@@ -8,16 +8,28 @@ from pathlib import Path
 
 import pytest
 
-from signer_pool.errors import LaneStartError, PoolUnavailable
+from signer_pool.errors import (
+    KeyExists,
+    LaneStartError,
+    PinRejected,
+    PoolUnavailable,
+    SignerPoolError,
+    SigningFailed,
+)
 from signer_pool.lane import (
+    Failed,
+    FailureKind,
     Generated,
+    Ping,
+    Pong,
     Ready,
     Relist,
     Reply,
     Signed,
-    SoftwareLaneConfig,
+    TokenFacts,
     encode_frame,
 )
+from signer_pool.lane_config import SoftwareLaneConfig
 from signer_pool.lane_link import LaneLink, open_lane
 from tests.unit.signer_pool.lanes import p256_config
 
@@ -42,6 +54,9 @@ class Peer:
         while len(self.answers) < count:  # noqa: ASYNC110 - what comes through a socket has no event
             await asyncio.sleep(0)
 
+    def send(self, *tbs: bytes, deadline_s: float = 10.0) -> None:
+        self.link.send("key", "ecdsa-with-SHA256", tbs, self.answers.append, deadline_s=deadline_s)
+
     def hang_up(self) -> None:
         self._other_end.close()
 
@@ -50,7 +65,7 @@ class Peer:
 async def peer() -> AsyncIterator[Peer]:
     loop = asyncio.get_running_loop()
     ours, theirs = socket.socketpair()
-    _, link = await loop.create_connection(lambda: LaneLink(loop, 0.05), sock=ours)
+    _, link = await loop.create_connection(lambda: LaneLink(loop), sock=ours)
     with theirs:
         yield Peer(link, theirs)
         await link.close()
@@ -61,8 +76,8 @@ def signed(batch_id: int, *signatures: bytes) -> Signed:
 
 
 async def test_answers_find_their_batch_in_whatever_pieces_they_come(peer: Peer) -> None:
-    peer.link.send("key", [b"a"], peer.answers.append)
-    peer.link.send("key", [b"b", b"c"], peer.answers.append)
+    peer.send(b"a")
+    peer.send(b"b", b"c")
     assert peer.link.in_flight == 2
     replies = [signed(1, b"A"), signed(2, b"B", b"C")]
     for byte in b"".join([encode_frame(reply) for reply in replies]):
@@ -84,7 +99,7 @@ async def test_answers_find_their_batch_in_whatever_pieces_they_come(peer: Peer)
     ],
 )
 async def test_whatever_is_no_answer_costs_the_lane_its_life(peer: Peer, nonsense: bytes) -> None:
-    peer.link.send("key", [b"a"], peer.answers.append)
+    peer.send(b"a")
     peer.say_bytes(nonsense)
     assert await peer.link.wait_lost() == "protocol"
     await asyncio.sleep(0)
@@ -97,7 +112,7 @@ async def test_answer_to_nothing_costs_the_lane_its_life(peer: Peer) -> None:
 
 
 async def test_lost_lane_gives_everything_back_once(peer: Peer) -> None:
-    peer.link.send("key", [b"a"], peer.answers.append)
+    peer.send(b"a")
     asked = asyncio.ensure_future(peer.link.ask(Relist(), deadline_s=10))
     cancelled = asyncio.ensure_future(peer.link.ask(Relist(), deadline_s=10))
     await asyncio.sleep(0)
@@ -106,7 +121,7 @@ async def test_lost_lane_gives_everything_back_once(peer: Peer) -> None:
     assert await peer.link.wait_lost() == "died"
     with pytest.raises(PoolUnavailable):
         await asked
-    peer.link.send("key", [b"b"], peer.answers.append)
+    peer.send(b"b")
     assert peer.answers == [None]
     await asyncio.sleep(0)
     assert peer.answers == [None, None]
@@ -118,18 +133,39 @@ async def test_answer_for_a_cancelled_question_is_dropped(peer: Peer) -> None:
     cancelled = asyncio.ensure_future(peer.link.ask(Relist(), deadline_s=10))
     await asyncio.sleep(0)
     cancelled.cancel()
-    peer.link.send("key", [b"a"], peer.answers.append)
-    peer.say(Ready({"key": b"spki"}, "a token"), signed(1, b"A"))
+    peer.send(b"a")
+    facts = TokenFacts(label="t")
+    peer.say(Ready({"key": b"spki"}, "a token", facts, ["a note"]), signed(1, b"A"))
     await peer.answered(1)
     assert peer.link.token == "a token"
     assert peer.link.public_keys == {"key": b"spki"}
+    assert (peer.link.facts, peer.link.notes) == (facts, ["a note"])
+
+
+async def test_what_was_refused_is_raised_as_the_error_it_stands_for(peer: Peer) -> None:
+    errors: list[tuple[FailureKind, type[SignerPoolError]]] = [
+        (FailureKind.PIN, PinRejected),
+        (FailureKind.START, LaneStartError),
+        (FailureKind.KEY_EXISTS, KeyExists),
+        (FailureKind.SIGNING, SigningFailed),
+    ]
+    for kind, error in errors:
+        asked = asyncio.ensure_future(peer.link.ask(Ping(), deadline_s=10))
+        peer.say(Failed(kind, "a sentence", 0x30))
+        with pytest.raises(error, match="a sentence") as caught:
+            await asked
+        assert type(caught.value) is error
+        assert getattr(caught.value, "code", 0x30) == 0x30
+    asked = asyncio.ensure_future(peer.link.ask(Ping(), deadline_s=10))
+    peer.say(Pong())
+    assert await asked == Pong()
 
 
 async def test_deadline_counts_for_each_request_from_when_it_is_the_head(peer: Peer) -> None:
     loop = asyncio.get_running_loop()
     asked = asyncio.ensure_future(peer.link.ask(Relist(), deadline_s=10))
     await asyncio.sleep(0)
-    peer.link.send("key", [b"a"], peer.answers.append)
+    peer.send(b"a", deadline_s=0.05)
     await asyncio.sleep(0.1)
     assert peer.answers == []
     peer.say(Ready({}, ""))
@@ -161,10 +197,10 @@ async def test_loop_that_does_not_connect_leaves_no_socket(
 
     monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", refuse)
     with pytest.raises(OSError, match="no more"):
-        await open_lane(p256_config(tmp_path), 1.0)
+        await open_lane(p256_config(tmp_path))
 
 
 async def test_process_that_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/nonexistent/python")
     with pytest.raises(FileNotFoundError):
-        await open_lane(p256_config(tmp_path), 1.0)
+        await open_lane(p256_config(tmp_path))

@@ -11,53 +11,69 @@ import pytest
 
 from pkix.algorithms import KeyAlgorithm
 from signer_pool import lane_process
-from signer_pool.errors import KeyExists, LaneStartError, PinRejected, SigningFailed
+from signer_pool.ckr import Action, classify
+from signer_pool.errors import KeyExists, LaneStartError, PinRejected, SigningFailed, TokenRefused
 from signer_pool.lane import (
     Failed,
     FailureKind,
     Generate,
     Generated,
     KeySession,
-    LaneConfig,
     Open,
+    Ping,
+    Pong,
     Ready,
+    Refusal,
     Relist,
     Reply,
     ReplyReader,
     Request,
     Sign,
     Signed,
-    SoftwareLaneConfig,
+    TokenFacts,
     encode_frame,
 )
+from signer_pool.lane_config import LaneConfig, SoftwareLaneConfig
 from tests.unit.signer_pool.lanes import p256_config
 
 CONFIG = SoftwareLaneConfig(directory="/d", passphrase="p")
 
 
 class StubSession:
-    """Signs by prefixing; refuses a TBS named `bad`."""
+    """Signs by prefixing; refuses a TBS named `bad`, which is the caller's fault."""
 
     token = "stub"
 
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error
+        self.asleep = False
 
     def public_keys(self) -> dict[str, bytes]:
         if self.error:
             raise self.error
         return {"key": b"spki"}
 
-    def signer(self, label: str) -> Callable[[bytes], bytes]:
-        if label != "key":
-            raise SigningFailed("no such key")
+    def facts(self) -> TokenFacts:
+        return TokenFacts(label="stub")
 
+    def notes(self) -> list[str]:
+        return ["a note"]
+
+    def signer(self, name: str, algorithm: str) -> Callable[[bytes], bytes]:
         def sign(tbs: bytes) -> bytes:
             if tbs == b"bad":
-                raise SigningFailed("DeviceError")
-            return b"signed " + tbs
+                raise TokenRefused("CKR_DATA_INVALID", classify(0x20))
+            return f"signed with {name} and {algorithm}: ".encode() + tbs
 
         return sign
+
+    def reopen(self) -> None:
+        raise AssertionError("not to be called")
+
+    def touch(self) -> None:
+        if self.asleep:
+            raise TokenRefused("CKR_SESSION_CLOSED", classify(0xB0))
+        self.asleep = True
 
     def generate(self, label: str, algorithm: KeyAlgorithm) -> bytes:
         if label == "key":
@@ -89,28 +105,34 @@ def served(opener: Callable[[LaneConfig], KeySession]) -> Iterator[Callable[[Req
 
 
 def test_conversation() -> None:
+    ready = Ready({"key": b"spki"}, "stub", TokenFacts(label="stub"), ["a note"])
     with served(lambda _: StubSession()) as ask:
-        assert ask(Open(CONFIG)) == Ready({"key": b"spki"}, "stub")
-        signed = ask(Sign(5, "key", [b"a", b"bad", b"c"]))
+        assert ask(Open(CONFIG)) == ready
+        signed = ask(Sign(5, "key", "ed25519", [b"a", b"bad", b"c"]))
         assert isinstance(signed, Signed)
         assert signed.batch_id == 5
-        assert signed.signatures == [b"signed a", b"", b"signed c"]
-        assert signed.errors == {1: "DeviceError"}
-        assert ask(Sign(6, "other", [b"a"])) == Signed(6, [b""], {0: "no such key"}, 0.0)
+        assert signed.signatures == [b"signed with key and ed25519: a", b"", b"signed with key and ed25519: c"]
+        assert signed.refusals == {1: Refusal(Action.CALLER, 0x20, "CKR_DATA_INVALID")}
         assert ask(Generate("new", KeyAlgorithm.EC_P256)) == Generated(b"new")
         assert ask(Generate("key", KeyAlgorithm.EC_P256)) == Failed(FailureKind.KEY_EXISTS, "exists")
         assert ask(Generate("n", KeyAlgorithm.RSA_4096)) == Failed(FailureKind.SIGNING, "no mechanism")
-        assert ask(Relist()) == Ready({"key": b"spki"}, "stub")
+        assert ask(Relist()) == ready
+        assert ask(Ping()) == Pong()
+        assert ask(Ping()) == Failed(FailureKind.SIGNING, "CKR_SESSION_CLOSED", 0xB0)
         again = ask(Open(CONFIG))
         assert isinstance(again, Failed)
 
 
 @pytest.mark.parametrize(
-    ("error", "kind"), [(PinRejected("no"), FailureKind.PIN), (LaneStartError("no"), FailureKind.START)]
+    ("error", "failed"),
+    [
+        (PinRejected("no", 0xA0), Failed(FailureKind.PIN, "no", 0xA0)),
+        (LaneStartError("no", 0xE0), Failed(FailureKind.START, "no", 0xE0)),
+    ],
 )
-def test_token_that_does_not_open(error: Exception, kind: FailureKind) -> None:
+def test_token_that_does_not_open(error: Exception, failed: Failed) -> None:
     with served(lambda _: StubSession(error)) as ask:
-        assert ask(Open(CONFIG)) == Failed(kind, "no")
+        assert ask(Open(CONFIG)) == failed
 
 
 def test_first_request_must_open() -> None:

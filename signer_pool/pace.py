@@ -1,0 +1,77 @@
+"""How fast each lane signs with each key: a decaying average of what batches took in the token.
+
+From it follow the size of a batch (as many signatures as fit into the target time, so that a network HSM of
+5 ms per call and a local one of 0.05 ms both run full and neither makes urgent work wait long), the deadline of
+a batch, and what a token can do per second.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from signer_pool.backlog import Kind
+
+FIRST_SIZE = 8
+_WEIGHT_OF_NEW = 0.2
+_SLOWEST_FACTOR = 50.0
+_LEAST_DEADLINE_S = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capacity:
+    """What all ready lanes of one token do per second with this key, if they do nothing else."""
+
+    token: str
+    key: str
+    signs_per_s: float
+
+
+class Pace:
+    """The pace of one lane."""
+
+    def __init__(self, *, target_s: float, max_size: int, deadline_s: float) -> None:
+        self._target_s = target_s
+        self._max_size = max_size
+        self._deadline_s = deadline_s
+        self._seconds: dict[Kind, float] = {}
+        self._sizes: dict[Kind, int] = {}
+
+    def measured(self, kind: Kind, count: int, service_s: float) -> None:
+        """Take in one batch: `count` signatures took `service_s` in the token."""
+        seconds = max(service_s / count, 1e-7)
+        known = self._seconds.get(kind)
+        if known is not None:
+            seconds = known + _WEIGHT_OF_NEW * (seconds - known)
+        self._seconds[kind] = seconds
+        self._sizes[kind] = max(1, min(self._max_size, round(self._target_s / seconds)))
+
+    def forget(self, kind: Kind) -> None:
+        """Begin anew: a lane was lost over a batch, and might be lost over the next if it is merely slower now."""
+        self._seconds.pop(kind, None)
+        self._sizes.pop(kind, None)
+
+    def size(self, kind: Kind) -> int:
+        """Return how many signatures make a batch."""
+        return self._sizes.get(kind, min(FIRST_SIZE, self._max_size))
+
+    def deadline_s(self, kind: Kind, count: int) -> float:
+        """Return how long a batch may take: far more than it ever did, and no more than the configured bound."""
+        seconds = self._seconds.get(kind)
+        if seconds is None:
+            return self._deadline_s
+        return min(self._deadline_s, max(_LEAST_DEADLINE_S, _SLOWEST_FACTOR * seconds * count))
+
+    def signs_per_s(self) -> dict[str, float]:
+        """Return the measured rate for each key; of a key's algorithms the slowest."""
+        slowest: dict[str, float] = {}
+        for (key, _), seconds in self._seconds.items():
+            slowest[key] = max(seconds, slowest.get(key, 0.0))
+        return {key: 1 / seconds for key, seconds in slowest.items()}
+
+
+def capacities(paces: Iterable[tuple[str, Pace]]) -> list[Capacity]:
+    """Add up (token, pace) of all ready lanes."""
+    total: dict[tuple[str, str], float] = {}
+    for token, pace in paces:
+        for key, rate in pace.signs_per_s().items():
+            total[token, key] = total.get((token, key), 0.0) + rate
+    return [Capacity(token=token, key=key, signs_per_s=rate) for (token, key), rate in total.items()]

@@ -1,0 +1,146 @@
+"""Stand-ins for what python-pkcs11 shows of a module: tokens, sessions, keys."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pkcs11
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from pkcs11 import Attribute, KeyType, Mechanism, ObjectClass, TokenFlag
+from pkcs11.util.ec import encode_named_curve_parameters
+
+from signer_pool.lane_config import Pkcs11LaneConfig
+
+CONFIG = Pkcs11LaneConfig(module_path="/m.so", token_label="token-1", pin="4711")
+MECHANISMS = {Mechanism.SHA256_RSA_PKCS, Mechanism.ECDSA, Mechanism.EDDSA, Mechanism.SHA256_RSA_PKCS_PSS}
+
+
+class FakeSession:
+    """Stands for a session whose objects are the given ones."""
+
+    def __init__(self, *objects: Any, error: Exception | None = None) -> None:
+        self.objects = objects
+        self.error = error
+        self.closed = 0
+
+    def get_objects(self, attributes: dict[Attribute, Any]) -> list[Any]:
+        if self.error is not None:
+            raise self.error
+        wanted = attributes.get(Attribute.CLASS)
+        kind = pkcs11.PublicKey if wanted is ObjectClass.PUBLIC_KEY else pkcs11.PrivateKey
+        return [thing for thing in self.objects if isinstance(thing, kind) or thing is wanted]
+
+    def close(self) -> None:
+        self.closed += 1
+        if self.error is not None:
+            raise self.error
+
+
+class FakeToken:
+    """Stands for a token: `answers` are the errors of its logins, one after the other; then it opens."""
+
+    label = "token-1"
+    serial = b"0001"
+    manufacturer_id = "Fakes"
+    model = "Fake 2"
+    hardware_version = (2, 6)
+    firmware_version = (3, 10)
+
+    def __init__(self, *answers: Exception, objects: tuple[Any, ...] = (), slot_id: int = 5) -> None:
+        self.answers = list(answers)
+        self.objects = objects
+        self.flags = TokenFlag(0)
+        self.slot = SimpleNamespace(slot_id=slot_id, get_mechanisms=lambda: MECHANISMS)
+        self.search_errors: list[Exception] = []
+        self.is_write_protected = False
+        self.opened: list[tuple[bool, str | None]] = []
+        self.sessions: list[FakeSession] = []
+
+    @property
+    def logins(self) -> int:
+        return sum(pin is not None for _, pin in self.opened)
+
+    def open(self, *, rw: bool = False, user_pin: str | None = None) -> FakeSession:
+        if rw and self.is_write_protected:
+            raise pkcs11.TokenWriteProtected
+        self.opened.append((rw, user_pin))
+        if user_pin is not None and self.answers:
+            raise self.answers.pop(0)
+        self.sessions.append(FakeSession(*self.objects))
+        return self.sessions[-1]
+
+
+class FakeModule:
+    """Stands for a module with these tokens."""
+
+    def __init__(self, *tokens: FakeToken) -> None:
+        self.tokens = tokens
+        self.searches = 0
+        self.errors: list[Exception] = []
+
+    def get_tokens(self, *, token_label: str | None) -> list[FakeToken]:
+        self.searches += 1
+        if self.errors:
+            raise self.errors.pop(0)
+        return [token for token in self.tokens if token_label in {None, token.label}]
+
+
+def use(monkeypatch: pytest.MonkeyPatch, *tokens: FakeToken) -> FakeModule:
+    """Let the library find these tokens behind the path of `CONFIG`."""
+    module = FakeModule(*tokens)
+
+    def load(path: str) -> FakeModule:
+        assert path == CONFIG.module_path
+        return module
+
+    monkeypatch.setattr(pkcs11, "lib", load)
+    return module
+
+
+class FakePublic(pkcs11.PublicKey):
+    """A public half with its attributes: on a curve, Ed25519, or DSA where `curve` is None."""
+
+    def __init__(self, label: str, identity: bytes, curve: str | None = "secp256r1") -> None:
+        self.facts: dict[Attribute, Any] = {Attribute.LABEL: label, Attribute.ID: identity}
+        self.facts[Attribute.KEY_TYPE] = KeyType.EC if curve else KeyType.DSA
+        if curve == "ed25519":
+            self.facts[Attribute.KEY_TYPE] = KeyType.EC_EDWARDS
+            point = ed25519.Ed25519PrivateKey.generate().public_key().public_bytes_raw()
+            self.facts[Attribute.EC_POINT] = b"\x04\x20" + point
+        elif curve:
+            point = b"\x04" + b"\x11" * 64
+            if curve != "secp256k1":
+                numbers = ec.generate_private_key(ec.SECP256R1()).public_key().public_numbers()
+                point = b"\x04" + numbers.x.to_bytes(32, "big") + numbers.y.to_bytes(32, "big")
+            self.facts[Attribute.EC_PARAMS] = encode_named_curve_parameters(curve)
+            self.facts[Attribute.EC_POINT] = b"\x04" + bytes((len(point),)) + point
+
+    def __getitem__(self, key: Attribute) -> Any:
+        return self.facts[key]
+
+
+class FakePrivate(pkcs11.PrivateKey, pkcs11.types.SignMixin):
+    """A private half that answers with a signature or an error, and remembers how it was asked."""
+
+    def __init__(self, label: str, identity: bytes, answer: bytes | Exception = b"") -> None:
+        self._facts = {Attribute.LABEL: label, Attribute.ID: identity}
+        self._answer = answer
+        self.asked: list[tuple[bytes, dict[str, Any]]] = []
+
+    def __getitem__(self, key: Attribute) -> Any:
+        return self._facts[key]
+
+    def sign(self, data: bytes, **how: Any) -> bytes:  # type: ignore[override]
+        self.asked.append((data, how))
+        if isinstance(self._answer, Exception):
+            raise self._answer
+        return self._answer
+
+
+class FakeUnwrapper(pkcs11.PrivateKey):
+    """A private key that cannot sign."""
+
+
+def pair(name: str, identity: bytes, curve: str = "secp256r1") -> tuple[FakePublic, FakePrivate]:
+    """Make both halves of a key."""
+    return FakePublic(name, identity, curve), FakePrivate(name, identity)

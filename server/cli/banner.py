@@ -16,7 +16,7 @@ def banner(config: Config) -> str:
     )
     check = (
         f"openssl ocsp -issuer {ca}/issuing.pem -cert www.pem -CAfile {ca}/chain.pem "
-        f"-url {config.listen.public_url}/ocsp"
+        f"-url {config.listen.public_url}/ocsp -no_nonce"
     )
     serial = "$(openssl x509 -in www.pem -noout -serial | cut -d= -f2)"
     revoke = (

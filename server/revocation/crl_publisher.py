@@ -12,6 +12,7 @@ from pathlib import Path
 from sqlalchemy import func, insert, select, update
 
 from pkix.crl import RevocationReason, RevokedEntry, check_crl, prepare_crl
+from pkix.errors import PkixError
 from pkix.issuer import Issuer
 from pkix.names import SerialNumber
 from pkix.unsigned import assemble
@@ -26,7 +27,9 @@ from signer_pool.pool import Priority, SignerPool
 
 LOOK_S = 10.0
 RETRY_S = 5.0
-_FAILURES = (ServerError, SignerPoolError, OSError)
+KEPT = 10
+"""CRLs whose bytes stay in the database; of older ones the number, the times and the audit entry stay."""
+_FAILURES = (ServerError, SignerPoolError, PkixError, OSError)
 
 
 class CrlPublisher:
@@ -186,6 +189,8 @@ class CrlPublisher:
                 .where(crls.c.issuer == self._label, crls.c.number == number)
                 .values(der=crl_der, entries=entries)
             )
+            old = (crls.c.issuer == self._label, crls.c.number <= number - KEPT, crls.c.der.is_not(None))
+            await connection.execute(update(crls).where(*old).values(der=None))
             await append(connection, now, [entry])
 
     async def _latest(self) -> tuple[int, int, int, int] | None:

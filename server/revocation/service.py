@@ -4,18 +4,16 @@ from dataclasses import dataclass
 
 from sqlalchemy import select, update
 
-from ocsp.errors import OcspError
 from pkix.crl import RevocationReason
 from pkix.names import SerialNumber, serial_hex
 from server.audit.log import AuditEntry, append
 from server.clock import epoch
-from server.errors import Conflict, NotFound, ServerError
+from server.errors import Conflict, NotFound
 from server.ground import Ground
 from server.revocation.crl_publisher import CrlPublisher
 from server.status import schedule
-from server.status.publisher import HASH_NAMES, Answer, StatusPublisher, certificate_status
+from server.status.publisher import FAULTS, HASH_NAMES, Answer, StatusPublisher, certificate_status
 from server.storage.schema import State, certificates
-from signer_pool.errors import SignerPoolError
 from signer_pool.pool import Priority
 
 SIGN_DEADLINE_S = 5.0
@@ -58,11 +56,11 @@ class RevocationService:
         with self._metrics.revocation_seconds.time():
             # Step 1: durable in the database, with its audit entry, and due for a new answer.
             revoked_at, not_after = await self._record(serial, reason, client, request_id)
-            # Step 2: "good" leaves the responder, with or without an HSM.
-            # Step 3: the revoked answers, under every CertID hash.
+            # Step 2: the CRL follows within the debounce time, whatever becomes of the rest.
+            self._crl_publisher.request()
+            # Step 3: "good" leaves the responder, with or without an HSM.
+            # Step 4: the revoked answers, under every CertID hash.
             published = await self._publish(serial, revoked_at, reason, not_after)
-        # Step 4: the CRL follows within the debounce time.
-        self._crl_publisher.request()
         return Revocation(serial=serial, revoked_at=revoked_at, reason=reason, answer_published=published)
 
     async def _record(
@@ -109,7 +107,7 @@ class RevocationService:
         try:
             await self._publisher.withdraw_good(serial)
             await self._publisher.answer(answers, Priority.REVOCATION, deadline_s=SIGN_DEADLINE_S)
-        except (SignerPoolError, OcspError, ServerError) as error:
+        except FAULTS as error:
             # The revocation stands in the database; the refresher signs the answer as soon as it can.
             self._logger.error("revoked answer is late", serial=serial_hex(serial), error=str(error))
             return False

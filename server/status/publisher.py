@@ -15,14 +15,20 @@ from ocsp.errors import OcspError
 from ocsp.presigner import Presigner, SignedResponse
 from ocsp.store import ResponseStore, Status, StoredResponse
 from pkix.crl import RevocationReason
+from pkix.errors import PkixError
 from pkix.names import SerialNumber, serial_hex
 from pkix.ocsp_response import CertificateStatus, HashName
 from server.clock import epoch, from_epoch
+from server.errors import ServerError
 from server.ground import Ground
 from server.status import schedule
 from server.storage.schema import certificates
+from signer_pool.errors import SignerPoolError
 from signer_pool.pool import Priority
 
+FAULTS = (ServerError, SignerPoolError, OcspError, PkixError)
+"""What may go wrong while answers are made: work for another try, never the end of a loop. (`PkixError`: an answer
+that does not verify when it is read back.)"""
 HASH_NAMES: tuple[HashName, ...] = ("sha1", "sha256")
 
 

@@ -10,16 +10,13 @@ from collections.abc import Sequence
 
 from sqlalchemy import select
 
-from ocsp.errors import OcspError
 from ocsp.store import ResponseStore, Status, StoredResponse
 from pkix.ocsp_response import HashName
 from server.clock import epoch
-from server.errors import ServerError
 from server.ground import Ground
-from server.status.publisher import Answer, StatusPublisher, certificate_status
+from server.status.publisher import FAULTS, Answer, StatusPublisher, certificate_status
 from server.storage.database import AnyRow
 from server.storage.schema import certificates, ocsp_responses
-from signer_pool.errors import SignerPoolError
 from signer_pool.pool import Priority
 
 CHUNK = 512
@@ -52,7 +49,7 @@ class Reconciler:
             try:
                 await self.reconcile()
                 pause = INTERVAL_S
-            except (ServerError, SignerPoolError, OcspError) as error:
+            except FAULTS as error:
                 self._metrics.ocsp_comparison_failures.inc()
                 self._logger.error("comparison of responses with the database failed", error=str(error))
                 pause = FAILED_INTERVAL_S

@@ -2,15 +2,12 @@
 
 import asyncio
 
-from ocsp.errors import OcspError
 from ocsp.store import ResponseStore
 from pkix.names import SerialNumber
 from server.clock import epoch
-from server.errors import ServerError
 from server.ground import Ground
 from server.status import schedule
-from server.status.publisher import Answer, StatusPublisher, certificate_status
-from signer_pool.errors import SignerPoolError
+from server.status.publisher import FAULTS, Answer, StatusPublisher, certificate_status
 from signer_pool.pool import Priority
 
 BATCH = 256
@@ -42,7 +39,7 @@ class Refresher:
                     pass
                 await self.drop_expired()
                 await self.measure()
-            except (ServerError, SignerPoolError, OcspError) as error:
+            except FAULTS as error:
                 self._metrics.ocsp_refresh_failures.inc()
                 self._logger.error("ocsp refresh failed", error=str(error))
             await asyncio.sleep(INTERVAL_S)

@@ -27,6 +27,10 @@ class Kind:
 
 
 _REQUEST = "Mend the request as `detail` and `remedy` say, then send it again."
+_PERHAPS_DONE = (
+    "The certificate may exist already. Send the same request again, with the same Idempotency-Key, after "
+    "Retry-After: you get that one."
+)
 _LATER = "Nothing was released. Send the same request again, with the same Idempotency-Key, after Retry-After."
 
 KINDS: dict[type[BaseException], Kind] = {
@@ -55,7 +59,7 @@ KINDS: dict[type[BaseException], Kind] = {
     BudgetExceeded: Kind("budget", 503, "The HSMs have no time left for bulk work now", _LATER),
     PoolFull: Kind("signer-busy", 503, "Too many signatures are waiting", _LATER),
     SignerPoolError: Kind("signer", 503, "No HSM session could sign in time", _LATER),
-    OcspError: Kind("response-store", 503, "The OCSP response store is not available", _LATER),
+    OcspError: Kind("response-store", 503, "The OCSP response store is not available", _PERHAPS_DONE),
     TimeoutError: Kind("deadline", 503, "The request took too long", _LATER),
 }
 INTERNAL = Kind("internal", 500, "A defect in certmill", "Report it with the request id; nothing was released.")

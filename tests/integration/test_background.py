@@ -112,6 +112,26 @@ async def test_comparison_outlives_a_database_that_refuses(parts: Parts, table: 
     assert await stored_status(parts, issued.serial) is Status.GOOD
 
 
+async def garbled(_key: str, tbs_list: list[bytes], *_: object, **__: object) -> list[bytes]:
+    return [b"no signature"] * len(tbs_list)
+
+
+async def test_loops_outlive_answers_that_do_not_verify(parts: Parts, clock: MovableClock) -> None:
+    issued = await parts.issuance.issue(order())
+    clock.advance(days=4)
+    store, key = parts.reconciler.store, parts.publisher.presigner.key(issued.serial, "sha1")
+    before = await store.get(key)
+    async with running(parts.refresher.run()), running(parts.reconciler.run()):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(parts.pool, "sign_many", garbled)
+            for counter in ("ocsp_refresh_failures", "ocsp_comparison_failures"):
+                await until(lambda counter=counter: value(parts.metrics, counter) >= 2)  # type: ignore[misc]
+            assert await store.get(key) == before, "nothing that does not verify is published"
+        async with asyncio.timeout(30):
+            while await store.get(key) == before:  # noqa: ASYNC110 - the loop signs it when it likes
+                await asyncio.sleep(0.01)
+
+
 async def test_crl_publisher_outlives_a_directory_that_is_gone(parts: Parts, prepared: Prepared) -> None:
     directory = prepared.config.home / "public" / "crl"
     aside = prepared.config.home / "aside"

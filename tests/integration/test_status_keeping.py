@@ -15,6 +15,7 @@ from pkix.ocsp_response import CertificateStatus
 from server.app import Parts, renew_responder
 from server.clock import epoch
 from server.errors import Conflict, NotFound, StorageError
+from server.revocation.crl_publisher import KEPT
 from server.revocation.service import Revocation
 from server.status.publisher import Answer, certificate_status
 from signer_pool.errors import PoolUnavailable
@@ -224,6 +225,15 @@ async def test_crl_numbers_grow_even_when_signing_fails(parts: Parts) -> None:
         with pytest.raises(PoolUnavailable):
             await publisher.publish()
     assert await publisher.publish() > first + 1
+
+
+async def test_only_the_last_crls_keep_their_bytes(parts: Parts, table: Table) -> None:
+    publisher = parts.crl_publishers[1]
+    for _ in range(KEPT + 2):
+        last = await publisher.publish()
+    kept = table.rows("select number from crls where issuer = 'issuing' and der is not null order by number")
+    assert [row[0] for row in kept] == list(range(last - KEPT + 1, last + 1))
+    assert len(table.rows("select number from crls where issuer = 'issuing'")) == last
 
 
 async def test_a_crl_is_due_when_its_file_is_missing_or_its_interval_is_over(

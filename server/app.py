@@ -89,6 +89,7 @@ async def open_parts(
                 queue_limit=config.signer.queue_limit,
                 batch_deadline_s=config.signer.batch_deadline_s,
                 keep_alive_s=config.signer.keep_alive_s,
+                weights=config.weights,
             )
         )
         database = await stack.enter_async_context(Database(home.database))
@@ -118,6 +119,7 @@ async def open_parts(
                 pool=pool,
                 publisher=publisher,
                 settings=config.issuance,
+                weights=config.weights,
                 ground=ground,
             )
         )

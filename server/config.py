@@ -17,7 +17,7 @@ from msgspec import Meta
 from pkix.algorithms import KeyAlgorithm
 from server.errors import ConfigError
 from server.settings.explain import explain, moved, no_such_variable, toml_error
-from server.settings.plan import PLAN, complete_plan
+from server.settings.numbers import PLAN, complete_plan, read_weights
 from server.settings.section import Count, Section
 from server.settings.signer import KeysSection, SignerSection, TokenSection
 from server.settings.sources import Sources
@@ -135,6 +135,7 @@ class Config(Section, frozen=True, kw_only=True):
     signer: SignerSection = SignerSection()
     tokens: tuple[TokenSection, ...] = ()
     keys: KeysSection = KeysSection()
+    weights: dict[str, int] = msgspec.field(default_factory=dict)
     plan: dict[str, int] = msgspec.field(default_factory=lambda: dict(PLAN))
     issuance: IssuanceSection = IssuanceSection()
     ocsp: OcspSection = OcspSection()
@@ -170,6 +171,7 @@ def load_config(environ: Mapping[str, str]) -> Config:
         raise ConfigError(f"setting home: set the variable CERTMILL_HOME instead ({sources.of('home')})")
     try:
         tree = {**tree, "home": str(home), "plan": complete_plan(tree.get("plan", {}))}
+        tree["weights"] = read_weights(tree.get("weights", {}))
         return msgspec.convert(tree, Config, strict=False, dec_hook=_decode_special)
     except ValueError as error:  # msgspec.ValidationError among them
         setting, reason = explain(str(error), Config)
@@ -197,7 +199,7 @@ def _overlay(tree: dict[str, Any], environ: Mapping[str, str]) -> dict[str, str]
 
     Returns which setting came from which variable.
     """
-    sections = [f.name for f in msgspec.structs.fields(Config) if f.name not in {"home", "tokens"}]
+    sections = [f.name for f in msgspec.structs.fields(Config) if f.name not in {"home", "tokens", "weights"}]
     variables: dict[str, str] = {}
     for name, value in environ.items():
         if not name.startswith("CERTMILL_") or name in _RESERVED_VARIABLES:

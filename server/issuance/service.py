@@ -6,7 +6,7 @@ nothing is released before it is durable as issued (7) and answered for (8).
 """
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -44,6 +44,7 @@ class IssuanceService:
         pool: SignerPool,
         publisher: StatusPublisher,
         settings: IssuanceSection,
+        weights: Mapping[str, int],
         ground: Ground,
     ) -> None:
         self._issuer = issuer
@@ -62,6 +63,7 @@ class IssuanceService:
             age_s=settings.batch_age_ms / 1000,
             in_flight=settings.batches_in_flight,
             queue_limit=settings.queue_limit,
+            weights=weights,
         )
 
     async def issue(self, order: Order) -> IssuedCertificate:

@@ -25,10 +25,13 @@ def test_without_file_and_variables_the_defaults_serve_loopback_only(tmp_path: P
 def test_the_written_settings_file_documents_every_setting_with_its_default(tmp_path: Path) -> None:
     before, example, after = re.split(r"# \[\[tokens\]\]\n((?:# .*\n)+)", default_toml())
     defaults = _uncommented(before) + _uncommented(after)
+    example_weight = "ministry-of-finance = 3"
+    assert defaults.count(f"{example_weight} ") == 1
+    defaults = defaults.replace(example_weight, "")
     assert msgspec.structs.replace(load(tmp_path, defaults), home=tmp_path) == Config(home=tmp_path)
     for section in msgspec.structs.fields(Config)[1:]:
         assert section.name == "tokens" or f"[{section.name}]" in defaults
-        if section.name not in {"tokens", "plan"}:
+        if section.name not in {"tokens", "plan", "weights"}:
             for setting in msgspec.structs.fields(section.type):
                 assert f"\n{setting.name} = " in defaults
     (token,) = load(tmp_path, "[[tokens]]\n" + _uncommented(example)).tokens
@@ -85,6 +88,13 @@ def test_keys_are_named_only_where_the_label_does_not_say_it(tmp_path: Path) -> 
     assert load(tmp_path, keys).keys.matches() == {
         "issuing": KeyMatch(label="gov 2026"),
         "ocsp": KeyMatch(id=b"\x01\xff"),
+    }
+
+
+def test_weights_are_of_clients(tmp_path: Path) -> None:
+    assert load(tmp_path, '[weights]\nministry-of-finance = 3\n"a b" = 1\n').weights == {
+        "ministry-of-finance": 3,
+        "a b": 1,
     }
 
 
@@ -175,6 +185,7 @@ def test_years_of_the_plan_are_added_to_the_default_ones(tmp_path: Path) -> None
         ("[keys]\nroot = 'pkcs11:object=ocsp'\n", {}, ["setting keys.ocsp:", "keys.root"]),
         ("[plan]\n2026 = 'many'\n", {}, ["setting plan.2026:", "int", "line 2)"]),
         ("[plan]\n2026 = -1\n", {}, ["setting plan.2026:", ">= 0"]),
+        ("[weights]\ntax = 0\n", {}, ["setting weights.tax:", ">= 1", "line 2)"]),
         ("[plan]\nnext = 1\n", {}, ["setting plan.next:", "no year", "line 2)"]),
         ("plan = 1\n", {}, ["setting plan:", "[section]"]),
         ("[listen]\npublic_url = 'ftp://x'\n", {}, ["listen.public_url: must be an http(s) URL"]),

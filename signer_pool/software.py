@@ -17,6 +17,7 @@ from signer_pool.mechanisms import RSA_BITS
 
 SigningPrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 
+_ENCRYPTED = b"-----BEGIN ENCRYPTED PRIVATE KEY-----"
 _CURVES: dict[KeyAlgorithm, type[ec.EllipticCurve]] = {
     KeyAlgorithm.EC_P256: ec.SECP256R1,
     KeyAlgorithm.EC_P384: ec.SECP384R1,
@@ -98,16 +99,19 @@ class SoftwareSession:
         return _spki_der(key)
 
     def _load(self, path: Path) -> SigningPrivateKey:
+        pem = b""
         try:
-            key = serialization.load_pem_private_key(path.read_bytes(), self._config.passphrase.encode())
+            pem = path.read_bytes()
+            key = serialization.load_pem_private_key(pem, self._config.passphrase.encode())
             signature_algorithm(key.public_key())
         except TypeError:
             raise LaneStartError(f"{path}: the key is not encrypted; encrypt it as PKCS #8") from None
         except (OSError, UnsupportedKey) as error:
             raise LaneStartError(f"{path}: cannot be used: {error}") from None
-        except ValueError as error:
-            if "password" in str(error):
-                raise PinRejected(f"{path}: wrong passphrase; correct it and restart") from None
+        except ValueError:
+            # A wrong passphrase shows in the padding, but one in 256 gives garbage instead, as damage does.
+            if _ENCRYPTED in pem:
+                raise PinRejected(f"{path}: wrong passphrase, or damaged; correct it and restart") from None
             raise LaneStartError(f"{path}: not a private key in encrypted PKCS #8 PEM") from None
         assert isinstance(key, SigningPrivateKey)  # noqa: S101 - for mypy
         return key

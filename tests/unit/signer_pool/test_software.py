@@ -1,5 +1,6 @@
 """Keys in files, in this process."""
 
+import base64
 from pathlib import Path
 from typing import Any
 
@@ -100,12 +101,21 @@ def _pem(key: Any, passphrase: bytes | None = PASSPHRASE.encode()) -> bytes:
     return bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, cipher))
 
 
+def _damaged(pem: bytes) -> bytes:
+    """Change the start of what is encrypted: its padding is right, its content is not."""
+    head, body, foot = pem.partition(b"\n")[0], b"".join(pem.splitlines()[1:-1]), pem.splitlines()[-1]
+    der = bytearray(base64.b64decode(body))
+    der[-100] ^= 1
+    return b"\n".join((head, base64.b64encode(der), foot, b""))
+
+
 @pytest.mark.parametrize(
     ("pem", "error", "message"),
     [
         (b"nonsense", LaneStartError, "not a private key"),
         (_pem(ec.generate_private_key(ec.SECP256R1()), None), LaneStartError, "not encrypted"),
         (_pem(ec.generate_private_key(ec.SECP256R1()), b"other"), PinRejected, "wrong passphrase"),
+        (_damaged(_pem(ec.generate_private_key(ec.SECP256R1()))), PinRejected, "wrong passphrase, or damaged"),
         (_pem(ed448.Ed448PrivateKey.generate()), LaneStartError, "cannot be used"),
         (_pem(ec.generate_private_key(ec.SECP256K1())), LaneStartError, "cannot be used"),
     ],

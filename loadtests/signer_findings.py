@@ -1,12 +1,13 @@
 """What the signer benchmark found: samples and their ratios, as lines, as JSON and as a drawing. Pure."""
 
+import os
 import statistics
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from loadtests.plot import Level, Line, Panel, chart
-from loadtests.signer_load import KEYS, LANES, P256, RSA_2048, TARGET_BATCH_S, Key, Urgency
+from loadtests.signer_load import KEYS, LANES, P256, RSA_2048, Key, Urgency
 
 AT_LEAST = {
     "signer_rsa2048_vs_raw": 0.95,
@@ -15,7 +16,6 @@ AT_LEAST = {
     "signer_2_lanes_vs_1": 1.85,
 }
 _SLACK_MS = 10.0
-_BOUND_MS = 2 * 1000 * TARGET_BATCH_S + _SLACK_MS
 _LOUD_CORES = 0.2
 
 
@@ -81,13 +81,21 @@ def lines(found: Findings) -> list[str]:
         said.append(
             f"other programs kept {found.others_cores:.1f} cores busy meanwhile: repeat on a quiet machine"
         )
-    said += [f"ratio {name} {value:.2f}" for name, value in found.ratios().items()]
-    worst_ms = 0.0
+    ratios = found.ratios()
+    for name, least in AT_LEAST.items():
+        said.append(
+            f"{name} {ratios[name]:.2f} (at least {least}: {'met' if ratios[name] >= least else 'MISSED'})"
+        )
     for each in found.urgencies:
-        worst_ms = max(worst_ms, each.p99_ms)
         name = f"signer_revocation_p99_ms_{each.key}_{_lanes(each.lanes).replace(' ', '_')}"
-        said.append(f"{name} {each.p99_ms:.1f} of {_BOUND_MS:.1f}")
-    return [*said, f"signer_revocation_p99_ms {worst_ms:.1f} of {_BOUND_MS:.1f}"]
+        met = "met" if each.p99_ms <= _bound_ms(each) else "MISSED"
+        said.append(f"{name} {each.p99_ms:.1f} (at most {_bound_ms(each):.1f}: {met})")
+    return said + [f"ratio {name} {value:.2f}" for name, value in ratios.items()]
+
+
+def _bound_ms(one: Urgency) -> float:
+    """Two batches as they were in this run, and some slack."""
+    return 2 * one.batch_ms + _SLACK_MS
 
 
 def details(found: Findings) -> dict[str, Any]:
@@ -95,12 +103,10 @@ def details(found: Findings) -> dict[str, Any]:
     return {
         "ratios": {name: round(value, 3) for name, value in found.ratios().items()},
         "at_least": AT_LEAST,
-        "signer_revocation_p99_ms": max(each.p99_ms for each in found.urgencies),
-        "signer_revocation_bound_ms": _BOUND_MS,
         "raw_signs_per_s": {key.label: found.raw_per_s(key) for key in KEYS},
         "cores_busy_with_others": round(found.others_cores, 2),
         "signatures_per_s_by_key_lanes_batch_size": found.batches,
-        "urgency": [asdict(each) for each in found.urgencies],
+        "urgency": [asdict(each) | {"bound_ms": _bound_ms(each)} for each in found.urgencies],
         "samples": [asdict(each) for each in found.samples],
     }
 
@@ -113,12 +119,12 @@ def drawing(found: Findings) -> str:
             lines=[
                 Line(_lanes(lanes), sorted(by_size.items())) for lanes, by_size in found.batches[key.label].items()
             ],
-            levels=[Level("bare token, one process", found.raw_per_s(key))],
+            levels=[Level("bare token, one process, not verified", found.raw_per_s(key))],
         )
         for key in (P256, RSA_2048)
     ]
     return chart(
-        "Signer pool on SoftHSM: verified signatures per second",
+        f"Signer pool on SoftHSM, {os.cpu_count()} cores: verified signatures per second",
         panels,
         x_label="signatures in a batch",
         y_label="signatures per second",
@@ -137,8 +143,8 @@ def _throughput(found: Findings) -> Iterator[str]:
 def _urgency(one: Urgency) -> str:
     return (
         f"revocation beside bulk, {one.key}, {_lanes(one.lanes)}: p50 {one.p50_ms:.1f} ms, "
-        f"p99 {one.p99_ms:.1f} ms; two batches of {one.batch_ms:.1f} ms and {_SLACK_MS:.0f} ms make "
-        f"{2 * one.batch_ms + _SLACK_MS:.1f} ms; bulk {one.bulk_per_s:.0f}/s"
+        f"p99 {one.p99_ms:.1f} ms, at most {one.max_ms:.1f} ms; two batches of {one.batch_ms:.1f} ms and "
+        f"{_SLACK_MS:.0f} ms make {_bound_ms(one):.1f} ms; bulk {one.bulk_per_s:.0f}/s meanwhile"
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from cryptography import x509
 from prometheus_client import CollectorRegistry
@@ -23,8 +24,10 @@ from server.config import Config
 from server.ground import Ground
 from server.home import Home, exclusive, write_file
 from server.issuance.service import IssuanceService
+from server.keys.certified import expected_keys, responder_certified
 from server.keys.hierarchy import ISSUING, OCSP, ROOT, Hierarchy, HierarchyBuilder
 from server.keys.own_certificates import OwnCertificates
+from server.keys.refused_pins import RefusedPins
 from server.metrics import AuthorityMetrics
 from server.revocation.crl_publisher import CrlPublisher
 from server.revocation.service import RevocationService
@@ -33,12 +36,17 @@ from server.status.publisher import StatusPublisher
 from server.status.reconciler import Reconciler
 from server.status.refresher import Refresher
 from server.storage.database import Database
+from signer_pool.errors import KeyMismatch
 from signer_pool.lane_config import LaneConfig
 from signer_pool.pool import SignerPool
 
 _GIB = 2**30
 _ROOT_CRL_VALIDITY = dt.timedelta(days=180)
 _ROOT_CRL_INTERVAL = dt.timedelta(days=30)
+_REPLACED = (
+    f"; if it is {OCSP!r} and was replaced on purpose, remove it from every token: the next start makes another, "
+    "with a certificate"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,16 +89,7 @@ async def open_parts(
         stack.enter_context(exclusive(home))
         files = await stack.enter_async_context(_thread("files"))
         pool = await stack.enter_async_context(
-            SignerPool(
-                lanes=lanes,
-                registry=registry,
-                logger=logger,
-                target_batch_s=config.signer.target_batch_ms / 1000,
-                queue_limit=config.signer.queue_limit,
-                batch_deadline_s=config.signer.batch_deadline_s,
-                keep_alive_s=config.signer.keep_alive_s,
-                weights=config.weights,
-            )
+            _signer_pool(config, lanes, home=home, files=files, registry=registry, logger=logger)
         )
         database = await stack.enter_async_context(Database(home.database))
         ground = Ground(database=database, clock=clock, metrics=metrics, logger=logger)
@@ -109,6 +108,8 @@ async def open_parts(
             tag=tag,
             clock=clock,
         )
+        # From here on a token with another key for the responder is a wrong one again.
+        await asyncio.get_running_loop().run_in_executor(files, responder_certified, home)
         metrics.responder_not_after.set(epoch(presigner.responder.certificate.not_valid_after_utc))
         publisher = StatusPublisher(issuer_label=ISSUING, presigner=presigner, store=store, ground=ground)
         issuance = await stack.enter_async_context(
@@ -178,6 +179,43 @@ async def open_parts(
         )
         await _recover(parts, store, tag)
         yield parts
+
+
+@asynccontextmanager
+async def _signer_pool(
+    config: Config,
+    lanes: Sequence[LaneConfig],
+    *,
+    home: Home,
+    files: Executor,
+    registry: CollectorRegistry,
+    logger: FilteringBoundLogger,
+) -> AsyncIterator[SignerPool]:
+    """Open the tokens, except those whose PIN was refused before, and use only keys that have certificates."""
+    loop = asyncio.get_running_loop()
+    refused_pins = RefusedPins(home.refused_pins, lanes, logger)
+    async with AsyncExitStack() as stack:
+        pool = SignerPool(
+            lanes=lanes,
+            registry=registry,
+            logger=logger,
+            target_batch_s=config.signer.target_batch_ms / 1000,
+            queue_limit=config.signer.queue_limit,
+            batch_deadline_s=config.signer.batch_deadline_s,
+            keep_alive_s=config.signer.keep_alive_s,
+            weights=config.weights,
+            expected=await loop.run_in_executor(
+                files, partial(expected_keys, home, issuer=ISSUING, responder=OCSP)
+            ),
+            refused_tokens=await loop.run_in_executor(files, refused_pins.recall),
+            # At once, though it blocks the loop for a moment: whatever comes next may be the end of this process.
+            on_token_failed=refused_pins.remember,
+        )
+        try:
+            await stack.enter_async_context(pool)
+        except KeyMismatch as error:
+            raise KeyMismatch(f"no token has the keys of this home's certificates: {error}{_REPLACED}") from None
+        yield pool
 
 
 async def _recover(parts: Parts, store: LmdbStore, tag: IssuerTag) -> None:

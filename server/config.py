@@ -4,6 +4,7 @@ Every setting, its unit and its default stand in `certmill.toml` beside this mod
 that file into the home directory.
 """
 
+import ipaddress
 import os
 import re
 import tomllib
@@ -26,9 +27,9 @@ Hours = Annotated[int, Meta(ge=1, le=24 * 366)]
 Url = Annotated[
     str,
     Meta(
-        pattern=r"^https?://[^\s/]+(/[^\s]*[^\s/])?$",
+        pattern=r"^(https?://[^\s/]+(/[^\s]*[^\s/])?)?$",
         max_length=200,
-        description="an http(s) URL without a slash at its end, for example http://pki.example.gov",
+        description="an http(s) URL without a slash at its end, for example http://pki.example.gov, or empty",
     ),
 ]
 Country = Annotated[str, Meta(pattern="^[A-Z]{2}$", description="two capital letters (ISO 3166), for example LA")]
@@ -53,6 +54,14 @@ class Address:
             raise ValueError("Expected host:port, for example 127.0.0.1:8443")
         return cls(match[1].strip("[]"), int(match[2]))
 
+    @property
+    def is_wildcard(self) -> bool:
+        """Say whether this means every address of the machine (0.0.0.0, ::)."""
+        try:
+            return ipaddress.ip_address(self.host).is_unspecified
+        except ValueError:
+            return False
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Address) and (self.host, self.port) == (other.host, other.port)
 
@@ -67,16 +76,28 @@ class Address:
 
 
 class ListenSection(Section, frozen=True, kw_only=True):
-    """Where certmill listens, and the public URL written into certificates."""
+    """Where certmill listens. `public_url` is what was set, `url` what is written into certificates."""
 
     api: Address = Address("127.0.0.1", 8443)
     public: Address = Address("127.0.0.1", 8080)
     admin: Address = Address("127.0.0.1", 9090)
-    public_url: Url = "http://127.0.0.1:8080"
+    public_url: Url = ""
     api_names: tuple[str, ...] = ("localhost", "127.0.0.1", "::1")
     max_body_bytes: Annotated[int, Meta(ge=4096, le=16 * 2**20)] = 256 * 1024
     body_deadline_s: Annotated[float, Meta(gt=0, le=300)] = 10.0
     request_deadline_s: Annotated[float, Meta(gt=0, le=300)] = 30.0
+
+    def __post_init__(self) -> None:
+        if self.public.is_wildcard and not self.public_url:
+            raise ValueError(
+                f"public_url: must be set while listen.public is {self.public}, which no client can connect to; "
+                "write the URL that certificates are to name, for example http://pki.example.gov"
+            )
+
+    @property
+    def url(self) -> str:
+        """Where everybody reaches the public listener: written into certificates, without a slash at its end."""
+        return self.public_url or f"http://{self.public}"
 
 
 class CaSection(Section, frozen=True, kw_only=True):
@@ -99,6 +120,7 @@ class IssuanceSection(Section, frozen=True, kw_only=True):
     batches_in_flight: Annotated[int, Meta(ge=1, le=64)] = 4
     queue_limit: Count = 5000
     backdate_s: Annotated[int, Meta(ge=0, le=47 * 3600)] = 300
+    sign_deadline_s: Annotated[float, Meta(gt=0, le=300)] = 20.0
 
 
 class OcspSection(Section, frozen=True, kw_only=True):
@@ -143,10 +165,19 @@ class Config(Section, frozen=True, kw_only=True):
     log: LogSection = LogSection()
 
     def __post_init__(self) -> None:
+        if self.issuance.sign_deadline_s >= self.listen.request_deadline_s:
+            raise ValueError("issuance.sign_deadline_s: must be smaller than listen.request_deadline_s")
         if self.crl.interval_h >= self.crl.validity_h:
             raise ValueError("crl.interval_h: must be smaller than crl.validity_h")
         if self.tokens and self.signer.kind == "software":
             raise ValueError("signer.kind: must be auto or pkcs11 while [[tokens]] are named")
+        places = [token.place for token in self.tokens]
+        for number, place in enumerate(places):
+            if (first := places.index(place)) != number:
+                raise ValueError(
+                    f"tokens[{number}].uri: the same token as tokens[{first}]; remove one of them "
+                    "(lanes says how many sessions a token has): an HSM named twice does not make two"
+                )
         names = [token.token_name for token in self.tokens]
         for number, name in enumerate(names):
             if name in names[:number]:
@@ -159,13 +190,12 @@ def load_config(environ: Mapping[str, str]) -> Config:
     Home: `CERTMILL_HOME`, else `./var`. File: `CERTMILL_CONFIG`, else `certmill.toml` in the home, if there.
     """
     home = Path(environ.get("CERTMILL_HOME") or "var").resolve()
-    named = environ.get("CERTMILL_CONFIG")
-    path = Path(named) if named else home / "certmill.toml"
-    text = _read(path) if named or path.exists() else ""
+    path = settings_file(home, environ)
+    text = _read(path) if environ.get("CERTMILL_CONFIG") or path.exists() else ""
     tree = _parse(path, text)
     sources = Sources(path=path, text=text, variables=_overlay(tree, environ))
-    for section in tree:
-        if told := moved(section):
+    for section, table in tree.items():
+        if told := moved(section, table):
             raise ConfigError(f"{told} ({sources.of(section)})")
     if "home" in tree:
         raise ConfigError(f"setting home: set the variable CERTMILL_HOME instead ({sources.of('home')})")
@@ -176,6 +206,11 @@ def load_config(environ: Mapping[str, str]) -> Config:
     except ValueError as error:  # msgspec.ValidationError among them
         setting, reason = explain(str(error), Config)
         raise ConfigError(f"setting {setting}: {reason} ({sources.of(setting)})") from None
+
+
+def settings_file(home: Path, environ: Mapping[str, str]) -> Path:
+    """Return the settings file of a home, which `CERTMILL_CONFIG` may name; it need not be there."""
+    return Path(environ.get("CERTMILL_CONFIG") or home / "certmill.toml")
 
 
 def _read(path: Path) -> str:
@@ -191,7 +226,7 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text + "\n")  # so that an error in the last line has its number
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(toml_error(path, text, error)) from None
+        raise ConfigError(toml_error(path, text, error, Config)) from None
 
 
 def _overlay(tree: dict[str, Any], environ: Mapping[str, str]) -> dict[str, str]:

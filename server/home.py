@@ -67,8 +67,18 @@ class Home:
 
     @property
     def run(self) -> Path:
-        """Sockets and lock files; worthless after a reboot."""
+        """Sockets and lock files, worthless after a reboot; and what a restart must not forget."""
         return self.root / "run"
+
+    @property
+    def refused_pins(self) -> Path:
+        """Which PINs the tokens have refused, as hashes; a PIN in it is not tried again."""
+        return self.run / "refused-pins.json"
+
+    @property
+    def replaced_responder(self) -> Path:
+        """Which key of the OCSP responder is lost, while its successor has no certificate yet."""
+        return self.run / "replaced-responder"
 
     @property
     def authority_socket(self) -> Path:

@@ -172,6 +172,12 @@ class SigningBudget:
         # A hair less, so that rounding cannot refuse what is promised here.
         return int(self._largest_s() * self._totals[key] * (1 - 1e-9)) if self._refill > 0 else 0
 
+    def give_back(self, key: str, count: int) -> None:
+        """Take back what was spent on bulk work that was not queued after all."""
+        self._admitted[key] -= count
+        if key in self._totals:
+            self._level_s = min(BURST_S, self._level_s + count / self._totals[key])
+
     def admitted(self, key: str) -> int:
         """Count the bulk signatures of a key that were let through since the start."""
         return self._admitted[key]
@@ -189,7 +195,8 @@ class SigningBudget:
 
         def look(tokens: Tokens, lost: str | None) -> Outlook:
             left = [one for one in capacities if one.token != lost]
-            share = utilisation(measured, left)
+            there = {one.key for one in left} - _totals(left).keys()  # and was only measured on the lost one
+            share = utilisation((one for one in measured if one.key not in there), left)
             if demand and len(unmeasured) == len(demand):
                 share = math.nan
             elif tokens == "one_gone" and not left:

@@ -26,7 +26,8 @@ class BudgetCollector(Collector):
         families = _Families()
         budget = self._budget
         for one in budget.capacities():
-            families.capacity.add_metric([one.token, one.key], one.signs_per_s)
+            if one.signs_per_s > 0:  # else it was not measured yet
+                families.capacity.add_metric([one.token, one.key], one.signs_per_s)
         for plan in budget.plans:
             rates: dict[str, float] = {}
             for commitment in plan.commitments:

@@ -21,7 +21,7 @@ Judge = Callable[[LaneKeeper, Lane, Mapping[int, Refusal]], None]
 
 
 async def calibrate(
-    keepers: Iterable[LaneKeeper],
+    keepers: Sequence[LaneKeeper],
     ring: KeyRing,
     keys: Sequence[str],
     *,
@@ -29,39 +29,47 @@ async def calibrate(
     judge: Judge,
     schedule: Callable[[], None],
 ) -> None:
-    """Let each ready lane sign `signs` probes with each of these keys that it has; returns when all are done.
+    """Let each ready lane sign up to `signs` probes with each of these keys; returns when all are done.
 
-    `judge` does to lane and token what refusals ask for, as after any other batch; `schedule` is called when a
-    lane has a place again for the work that came meanwhile.
+    Where nothing was measured yet it begins with one, and how many follow is for its pace to say: a slow token
+    must not lose a lane over being measured. `judge` does to lane and token what refusals ask for, as after any
+    other batch; `schedule` is called when a lane has a place again for the work that came meanwhile.
     """
-    waits = []
-    loop = asyncio.get_running_loop()
-    for keeper in keepers:
-        for key in keys:
-            lane = keeper.lane
-            if lane is None or key not in keeper.keys:
-                continue
-            algorithm = ring.algorithm(key)
-            done: asyncio.Future[None] = loop.create_future()
-            waits.append(done)
-            lane.send(
-                key,
-                algorithm.name,
-                [PROBE] * signs,
-                partial(
-                    _on_reply,
-                    keeper=keeper,
-                    lane=lane,
-                    ring=ring,
-                    key=key,
-                    judge=judge,
-                    schedule=schedule,
-                    done=done,
-                ),
-                deadline_s=keeper.pace.deadline_s((key, algorithm.name), signs),
-            )
-    for done in waits:
+    pairs = [(keeper, key) for keeper in keepers for key in keys]
+    on_reply = partial(_on_reply, ring=ring, judge=judge, schedule=schedule)
+    await _all(_probe(keeper, ring, key, 1, on_reply) for keeper, key in pairs if not _is_known(keeper, ring, key))
+    await _all(_probe(keeper, ring, key, signs, on_reply) for keeper, key in pairs)
+
+
+def _is_known(keeper: LaneKeeper, ring: KeyRing, key: str) -> bool:
+    return key in keeper.keys and keeper.pace.knows((key, ring.algorithm(key).name))
+
+
+async def _all(probes: Iterable["asyncio.Future[None] | None"]) -> None:
+    """Wait for probes that are all sent before the first one is waited for."""
+    for done in [probe for probe in probes if probe is not None]:
         await done
+
+
+def _probe(
+    keeper: LaneKeeper, ring: KeyRing, key: str, signs: int, on_reply: Callable[..., None]
+) -> "asyncio.Future[None] | None":
+    """Send probes with one key to one lane; None where there is nothing to send."""
+    lane = keeper.lane
+    if lane is None or key not in keeper.keys:
+        return None
+    algorithm = ring.algorithm(key)
+    kind = (key, algorithm.name)
+    count = min(signs, keeper.pace.size(kind))
+    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    lane.send(
+        key,
+        algorithm.name,
+        [PROBE] * count,
+        partial(on_reply, keeper=keeper, lane=lane, key=key, done=done),
+        deadline_s=keeper.pace.deadline_s(kind, count),
+    )
+    return done
 
 
 def _on_reply(

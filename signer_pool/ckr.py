@@ -17,6 +17,7 @@ from types import MappingProxyType
 GENERAL_ERROR = 0x005
 KEY_HANDLE_INVALID = 0x060
 TOKEN_NOT_PRESENT = 0x0E0
+USER_NOT_LOGGED_IN = 0x101
 
 
 class Action(enum.StrEnum):
@@ -154,7 +155,12 @@ _ROWS = (
     (0x0F1, "CKR_UNWRAPPING_KEY_SIZE_RANGE", Action.REPLACE, _UNASKED),
     (0x0F2, "CKR_UNWRAPPING_KEY_TYPE_INCONSISTENT", Action.REPLACE, _UNASKED),
     (0x100, "CKR_USER_ALREADY_LOGGED_IN", Action.RETRY, "This process is logged in: open without a PIN."),
-    (0x101, "CKR_USER_NOT_LOGGED_IN", Action.REOPEN, "The login has ended: a new session logs in again."),
+    (
+        0x101,
+        "CKR_USER_NOT_LOGGED_IN",
+        Action.REOPEN,
+        "Has the login ended? If a new session has none, a process does.",
+    ),
     (0x102, "CKR_USER_PIN_NOT_INITIALIZED", Action.NEVER, "The token has no user PIN: an operator must set it."),
     (0x103, "CKR_USER_TYPE_INVALID", Action.NEVER, "The token knows no ordinary user: it needs another login."),
     (0x104, "CKR_USER_ANOTHER_ALREADY_LOGGED_IN", Action.REPLACE, _OTHER_USER),

@@ -11,7 +11,7 @@ from functools import partial
 from pkix.algorithms import SignatureAlgorithm, verify_signature
 from pkix.errors import SignatureMismatch
 from signer_pool.backlog import Backlog, Call, Item, Priority
-from signer_pool.ckr import Action
+from signer_pool.ckr import USER_NOT_LOGGED_IN, Action
 from signer_pool.errors import PoolClosed, PoolUnavailable, SigningFailed, Unsignable
 from signer_pool.key_ring import KeyRing
 from signer_pool.lane import Lane, Refusal, Signed
@@ -20,6 +20,7 @@ from signer_pool.metrics import PoolMetrics
 
 BATCHES_PER_LANE = 2
 MAX_REFUSALS = 3
+MAX_LOSSES = 4
 
 
 class Dispatcher:
@@ -79,7 +80,12 @@ class Dispatcher:
         )
         self._backlog.accept([Item(call, index, tbs) for index, tbs in enumerate(tbs_list)])
         expiry = self._loop.call_at(began + deadline_s, self._expire, call, deadline_s)
-        future.add_done_callback(lambda _: expiry.cancel())
+
+        def settled(_: asyncio.Future[list[bytes]]) -> None:
+            expiry.cancel()
+            self._backlog.forget(call)
+
+        future.add_done_callback(settled)
         self.schedule()
         return future
 
@@ -92,9 +98,13 @@ class Dispatcher:
     def judge(self, keeper: LaneKeeper, lane: Lane, refusals: Mapping[int, Refusal]) -> None:
         """Do to lane and token what the refusals ask for."""
         for refusal in refusals.values():
-            self._metrics.refused(refusal.code)
+            self._metrics.refused(keeper.token.name, refusal.code)
             self._logger.error(
-                "token refused to sign", lane=keeper.name, action=refusal.action.value, cause=refusal.message
+                "token refused to sign",
+                lane=keeper.name,
+                token=keeper.token.name,
+                action=refusal.action.value,
+                cause=refusal.message,
             )
             if refusal.action in {Action.TOKEN_DOWN, Action.NEVER}:
                 self._on_token_down(keeper, refusal)
@@ -116,13 +126,15 @@ class Dispatcher:
         for place in range(BATCHES_PER_LANE):
             for keeper in self._keepers:
                 lane = keeper.lane
-                if lane is not None and lane.in_flight == place:
+                if lane is not None and lane.in_flight == place and not lane.is_asked:
                     self._fill(keeper, lane, at_once=place == 0)
 
     def _fill(self, keeper: LaneKeeper, lane: Lane, *, at_once: bool) -> None:
         """Send one batch: to an idle lane what there is, to a busy one what is large or old enough."""
         pace, now = keeper.pace, self._loop.time()
         if not at_once:
+            if keeper.in_doubt:
+                return
             ripe_at = self._backlog.ripe_at(keeper.keys, pace.size)
             if ripe_at is None:
                 return
@@ -130,11 +142,12 @@ class Dispatcher:
                 if self._timer is None:
                     self._timer = self._loop.call_at(ripe_at, self._dispatch)
                 return
-        batch = self._backlog.take(keeper.keys, pace.size, now)
+        batch = self._backlog.take(keeper.keys, pace.size, now, partial(self._suits, keeper))
         if not batch:
             return
         call = batch[0].call
         keeper.batches += 1
+        keeper.in_doubt = bool(batch[0].losses)
         self._metrics.sent(call.priority, [now - item.call.queued_at for item in batch])
         lane.send(
             call.key,
@@ -144,17 +157,24 @@ class Dispatcher:
             deadline_s=pace.deadline_s((call.key, call.algorithm.name), len(batch)),
         )
 
+    def _suits(self, keeper: LaneKeeper, item: Item) -> bool:
+        """Leave an item that this lane's token has refused to a token that has refused it less often."""
+        mine = item.refusals.get(keeper.token.name, 0) if item.refusals else 0
+        return not mine or not any(
+            other.lane is not None
+            and item.call.key in other.keys
+            and (item.refusals or {}).get(other.token.name, 0) < mine
+            for other in self._keepers
+        )
+
     def _on_reply(self, keeper: LaneKeeper, lane: Lane, batch: list[Item], reply: Signed | None) -> None:
         if reply is None:
-            if keeper.lane is lane:
-                keeper.set_aside()
-            keeper.pace.forget((batch[0].call.key, batch[0].call.algorithm.name))
-            self._metrics.retried("lane_lost", len(batch))
-            self._queue_again(batch)
+            self._on_lost(keeper, lane, batch)
             return
+        keeper.in_doubt = False
         call = batch[0].call
         done = sum(map(bool, reply.signatures))
-        self._metrics.answered(call.priority, reply.service_s, reply.healed)
+        self._metrics.answered(keeper.token.name, call.priority, reply.service_s, reply.healed)
         if done == len(batch):
             keeper.pace.measured((call.key, call.algorithm.name), done, reply.service_s)
         # The lane first: it works on while we verify.
@@ -168,6 +188,27 @@ class Dispatcher:
         elif self._closed is None:
             self._metrics.retried("refused", len(again))
         self._queue_again(again)
+
+    def _on_lost(self, keeper: LaneKeeper, lane: Lane, batch: list[Item]) -> None:
+        """Take the items back. Those that the lane was working at may be why it died: they travel alone now."""
+        if keeper.lane is lane or keeper.lost is lane:  # not dismissed by us
+            keeper.lost = lane
+            if keeper.lane is lane:
+                keeper.set_aside()
+            if not lane.in_flight:  # the newest come back first, so this is the batch that it was working at
+                for item in batch:
+                    self._blame(item, alone=len(batch) == 1)
+                keeper.pace.forget((batch[0].call.key, batch[0].call.algorithm.name))
+        self._metrics.retried("lane_lost", len(batch))
+        self._queue_again(batch)
+
+    @staticmethod
+    def _blame(item: Item, *, alone: bool) -> None:
+        item.losses += 1
+        if alone and item.losses >= MAX_LOSSES:
+            item.call.fail(
+                SigningFailed(f"key {item.call.key!r}: {item.losses} lanes were lost over one signature")
+            )
 
     def _deliver(self, keeper: LaneKeeper, lane: Lane, batch: list[Item], reply: Signed) -> list[Item]:
         """Hand out what verifies and return the items to try again."""
@@ -193,13 +234,16 @@ class Dispatcher:
             elif refusal.action is Action.CALLER:
                 item.call.fail(Unsignable(f"key {call.key!r}: {refusal.message}"))
             else:
-                if refusal.action is Action.REPLACE:
+                # A login that ended with its session says nothing about the item; a new process logs in.
+                if refusal.action is Action.REPLACE and refusal.code != USER_NOT_LOGGED_IN:
                     self._refused(keeper, item, refusal.message)
                 again.append(item)
         self._metrics.delivered(call.key, verified=verified, wrong=wrong, refused=len(reply.refusals))
         if wrong:
             # Broken hardware, or a fault attack on the key: whatever else this lane says is not believed.
-            self._logger.error("wrong signature: the lane is quarantined", lane=keeper.name, key=call.key)
+            self._logger.error(
+                "wrong signature: the lane is quarantined", lane=keeper.name, token=keeper.token.name, key=call.key
+            )
             keeper.dismiss(lane, WRONG_SIGNATURE)
         return again
 
@@ -207,7 +251,7 @@ class Dispatcher:
         """Count a refusal; the call fails when every token that could sign has refused, one of them often."""
         refusals = item.refusals = item.refusals or {}
         refusals[keeper.token.name] = refusals.get(keeper.token.name, 0) + 1
-        able = {k.token.name for k in self._keepers if item.call.key in k.keys}
+        able = {k.token.name for k in self._keepers if k.token.may_have(item.call.key)}
         if max(refusals.values()) >= MAX_REFUSALS and able <= refusals.keys():
             item.call.fail(SigningFailed(f"key {item.call.key!r}: {reason}, {MAX_REFUSALS} times"))
 

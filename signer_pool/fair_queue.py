@@ -14,7 +14,7 @@ T = TypeVar("T")
 class FairQueue(Generic[T]):
     """Items by client. `weights` says how many items a client takes in each of its turns, 1 if it is not in it.
 
-    Queueing and taking cost O(1), whatever the number of clients.
+    Queueing and taking cost O(1), whatever the number of clients; `heads` and `drop_heads` go through them.
     """
 
     __slots__ = ("_count", "_credit", "_turns", "_weights")
@@ -70,6 +70,19 @@ class FairQueue(Generic[T]):
                 queue.popleft()
                 self._count -= 1
             if not queue:
+                first = next(iter(self._turns)) == client
+                del self._turns[client]
+                if first:
+                    self._begin_turn()
+
+    def drop(self, is_dead: Callable[[T], bool]) -> None:
+        """Forget every item that is dead."""
+        for client, queue in list(self._turns.items()):
+            alive = [item for item in queue if not is_dead(item)]
+            self._count -= len(queue) - len(alive)
+            queue.clear()
+            queue.extend(alive)
+            if not alive:
                 first = next(iter(self._turns)) == client
                 del self._turns[client]
                 if first:

@@ -8,10 +8,11 @@ from signer_pool.token import TokenState
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaneHealth:
-    """One lane: `token` describes it, `last_error` is the newest reason why the lane was not ready."""
+    """One lane: `token` describes its token, `last_error` is the newest reason why the lane was not ready."""
 
     name: str
     token: str
+    token_name: str
     state: LaneState
     pid: int | None
     last_error: str | None
@@ -46,12 +47,13 @@ class PoolHealth:
         return len(self.lanes)
 
     def reasons(self) -> list[str]:
-        """Say in lines what does not work, the dead tokens first."""
+        """Say in lines what does not work: dead tokens, then lanes of others, then missing keys."""
         lines = [f"token {t.name} is {t.state.value}: {t.reason}" for t in self.tokens if t.reason]
+        dead = {t.name for t in self.tokens if t.reason}
         lines += [
-            f"{lane.name} is {lane.state.value}: {lane.last_error}"
+            f"{lane.name} of token {lane.token_name} is {lane.state.value}: {lane.last_error}"
             for lane in self.lanes
-            if lane.state is not LaneState.READY and lane.last_error
+            if lane.state is not LaneState.READY and lane.last_error and lane.token_name not in dead
         ]
         lines += [
             f"token {t.name} lacks the keys {', '.join(t.missing_keys)}" for t in self.tokens if t.missing_keys

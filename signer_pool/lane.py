@@ -271,6 +271,11 @@ class Lane(Protocol):
         """Count the requests that are not answered yet."""
         ...
 
+    @property
+    def is_asked(self) -> bool:
+        """Tell whether a question (`ask`) is among them: no batch should wait behind one that may hang."""
+        ...
+
     def send(
         self, key: str, algorithm: str, tbs: Sequence[bytes], done: SignedCallback, *, deadline_s: float
     ) -> None:

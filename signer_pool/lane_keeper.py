@@ -15,7 +15,9 @@ _FIRST_DELAY_S = 0.05
 _LAST_DELAY_S = 5.0
 _FIRST_QUARANTINE_S = 2.0
 _LAST_QUARANTINE_S = 300.0
+_LONGEST_PING_S = 5.0  # whoever asked for a signature meanwhile waits so long at most
 WRONG_SIGNATURE = "wrong_signature"
+KEY_MISMATCH = "key_mismatch"
 
 
 class LaneState(enum.StrEnum):
@@ -51,8 +53,11 @@ class Logger(Protocol):
 class LaneKeeper:
     """One lane's life. The pool reads `lane`, `keys` and `state`, and is told by the callbacks.
 
+    The dispatcher keeps here: `lost`, the last lane that was lost and not dismissed; `batches`, how many were
+    sent; `in_doubt`: it works at an item over which another lane was lost, so nothing else goes behind it.
+
     `adopt` looks at a fresh lane and returns the keys it may sign with, or raises `KeyMismatch`; `on_ready` and
-    `on_down` come after the state has changed.
+    `on_down` come after the state has changed, `on_free` when the lane has a place again that no batch had.
     """
 
     def __init__(
@@ -66,6 +71,7 @@ class LaneKeeper:
         adopt: Callable[[Lane], frozenset[str]],
         on_ready: Callable[["LaneKeeper"], None],
         on_down: Callable[["LaneKeeper", Exception | str], None],
+        on_free: Callable[[], None],
         logger: Logger,
     ) -> None:
         self.name = name
@@ -76,14 +82,18 @@ class LaneKeeper:
         self.last_error: str | None = None
         self.lane: Lane | None = None
         self.keys: frozenset[str] = frozenset()
+        self.lost: Lane | None = None
         self.batches = 0
+        self.in_doubt = False
         self._keep_alive_s = keep_alive_s
         self._adopt = adopt
         self._on_ready = on_ready
         self._on_down = on_down
+        self._on_free = on_free
         self._logger = logger
         self._failures = 0
-        self._wrong_signatures = 0
+        self._quarantines = 0
+        self._told: tuple[LaneState, str] | None = None
 
     def proved_good(self) -> None:
         """Forget earlier failures: the lane has signed a whole batch, and every signature was right."""
@@ -109,15 +119,23 @@ class LaneKeeper:
             except PinRejected as error:
                 self._go_down(LaneState.FAILED, error)
                 return
-            except (LaneStartError, KeyMismatch) as error:
+            except LaneStartError as error:
                 self._go_down(LaneState.DOWN, error)
                 if self.token.state is TokenState.DOWN:
                     continue  # the token says when the next try is due
                 self._failures = max(1, self._failures)
                 reason = ""
-            if reason == WRONG_SIGNATURE:
-                await asyncio.sleep(_doubled(_FIRST_QUARANTINE_S, self._wrong_signatures, _LAST_QUARANTINE_S))
-                self._wrong_signatures += 1
+            except KeyMismatch as error:
+                self._go_down(LaneState.DOWN, error)
+                reason = KEY_MISMATCH
+            except Exception as error:
+                self._logger.error("lane keeper: bug", lane=self.name, token=self.token.name, exc_info=error)
+                self._go_down(LaneState.DOWN, LaneStartError(f"bug: {type(error).__name__}, see the log"))
+                self._failures = max(1, self._failures)
+                reason = ""
+            if reason in {WRONG_SIGNATURE, KEY_MISMATCH}:
+                await asyncio.sleep(_doubled(_FIRST_QUARANTINE_S, self._quarantines, _LAST_QUARANTINE_S))
+                self._quarantines += 1
             # At once after the first loss: most are accidents. Else slower and slower.
             elif self._failures:
                 await asyncio.sleep(_doubled(_FIRST_DELAY_S, self._failures - 1, _LAST_DELAY_S))
@@ -126,10 +144,13 @@ class LaneKeeper:
     async def _live_once(self) -> str:
         lane = await self.token.open(self.config)
         try:
-            self.keys = self._adopt(lane)
+            self.keys = self.token.keys = self._adopt(lane)
             self.lane = lane
             self.state = LaneState.READY
-            self._logger.info("lane is ready", lane=self.name, pid=lane.pid, keys=len(self.keys))
+            self._told = None
+            self._logger.info(
+                "lane is ready", lane=self.name, token=self.token.name, pid=lane.pid, keys=len(self.keys)
+            )
             self._on_ready(self)
             reason = await self._until_lost(lane)
             self.set_aside()
@@ -152,16 +173,22 @@ class LaneKeeper:
                 if batches != self.batches or lane.in_flight:
                     continue
             try:
-                await lane.ask(Ping(), deadline_s=self._keep_alive_s)
+                await lane.ask(Ping(), deadline_s=min(self._keep_alive_s, _LONGEST_PING_S))
+                self._on_free()
             except SignerPoolError as error:
-                self._logger.warning("idle session is gone", lane=self.name, cause=str(error))
+                self._logger.warning(
+                    "idle session is gone", lane=self.name, token=self.token.name, cause=str(error)
+                )
                 lane.kill("idle")
 
     def _go_down(self, state: LaneState, cause: Exception | str) -> None:
         self.state = state
         self.last_error = str(cause)
-        log = self._logger.error if state in {LaneState.FAILED, LaneState.QUARANTINED} else self._logger.warning
-        log("lane is down", lane=self.name, state=state.value, cause=self.last_error)
+        if self._told != (state, self.last_error):  # else a dead token would fill the log, probe after probe
+            self._told = (state, self.last_error)
+            bad = state in {LaneState.FAILED, LaneState.QUARANTINED}
+            log = self._logger.error if bad else self._logger.warning
+            log("lane is down", lane=self.name, token=self.token.name, state=state.value, cause=self.last_error)
         self._on_down(self, cause)
 
 

@@ -10,6 +10,7 @@ import socket
 import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -26,9 +27,11 @@ from signer_pool.lane import (
     FailureKind,
     FrameError,
     Generate,
+    Generated,
     Lane,
     Open,
     Ping,
+    Pong,
     Ready,
     Relist,
     Reply,
@@ -42,17 +45,20 @@ from signer_pool.lane import (
 from signer_pool.lane_config import LaneConfig
 
 _CLOSE_GRACE_S = 2.0
+_LONGEST_SERVICE_S = 86400.0
+_ANSWERS: dict[type[Generate | Relist | Ping], type[Reply]] = {Generate: Generated, Relist: Ready, Ping: Pong}
 
 
 @dataclass(slots=True, eq=False)
 class _Expected:
-    """A request that is not answered yet: a batch (`done`) or a question (`reply`)."""
+    """A request that is not answered yet: a batch (`done`), or a question (`reply`, to be of type `answer`)."""
 
     deadline_s: float
     batch_id: int = 0
     count: int = 0
     done: SignedCallback | None = None
     reply: "asyncio.Future[Reply] | None" = field(default=None)
+    answer: type[Reply] | None = None
 
 
 async def open_lane(config: LaneConfig) -> Lane:
@@ -133,6 +139,11 @@ class LaneLink(asyncio.Protocol):
         """Count the requests that are not answered yet."""
         return len(self._pipe)
 
+    @property
+    def is_asked(self) -> bool:
+        """Tell whether a question is among them."""
+        return any(expected.done is None for expected in self._pipe)
+
     async def opened(self, config: LaneConfig) -> None:
         """Wait for the first answer; raises `LaneStartError`, `PinRejected`. The caller sets the deadline."""
         first = _Expected(deadline_s=float("inf"), reply=self._loop.create_future())
@@ -156,7 +167,8 @@ class LaneLink(asyncio.Protocol):
 
     async def ask(self, request: Generate | Relist | Ping, *, deadline_s: float) -> Reply:
         """Send another request and wait; raises what the child's `Failed` stands for, or `PoolUnavailable`."""
-        expected = _Expected(deadline_s=deadline_s, reply=self._loop.create_future())
+        answer = _ANSWERS[type(request)]
+        expected = _Expected(deadline_s=deadline_s, reply=self._loop.create_future(), answer=answer)
         self._expect(expected, request)
         return await cast("asyncio.Future[Reply]", expected.reply)
 
@@ -173,17 +185,20 @@ class LaneLink(asyncio.Protocol):
         self._lose(reason)
 
     async def close(self) -> None:
-        """End the child and reap it: by EOF, else SIGKILL. Idempotent."""
+        """End the child and reap it: by EOF, else SIGKILL. Idempotent; raises nothing of its own.
+
+        A child that even SIGKILL does not end at once (a driver's call that the kernel cannot interrupt) is left
+        to the kernel.
+        """
         self._lose("closed")
         if self.child is None:
             return
         try:
-            async with asyncio.timeout(_CLOSE_GRACE_S):
-                await self.child.wait()
+            await _ended(self.child)
         finally:
             if self.child.returncode is None:
                 self.child.kill()
-                await self.child.wait()
+                await _ended(self.child)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
@@ -221,6 +236,8 @@ class LaneLink(asyncio.Protocol):
             self._watch_head()
             expected.done(reply)
             return
+        if expected.answer is not None and not isinstance(reply, (Failed, expected.answer)):
+            raise FrameError("not the answer to the question")
         self._pipe.popleft()
         self._watch_head()
         if isinstance(reply, Ready):
@@ -263,6 +280,13 @@ class LaneLink(asyncio.Protocol):
                 expected.reply.set_exception(PoolUnavailable("the lane was lost before it answered"))
 
 
+async def _ended(child: asyncio.subprocess.Process) -> None:
+    """Wait a moment for the child's end."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_CLOSE_GRACE_S):
+            await child.wait()
+
+
 def _error(failed: Failed) -> SignerPoolError:
     """Return the error that a `Failed` frame stands for."""
     if failed.kind is FailureKind.PIN:
@@ -273,4 +297,11 @@ def _error(failed: Failed) -> SignerPoolError:
 
 
 def _answers(reply: Signed, expected: _Expected) -> bool:
-    return reply.batch_id == expected.batch_id and len(reply.signatures) == expected.count
+    """Tell whether this can be true of the batch; a number that is mad would harm whoever counts with it."""
+    return (
+        reply.batch_id == expected.batch_id
+        and len(reply.signatures) == expected.count
+        and 0.0 <= reply.service_s <= _LONGEST_SERVICE_S
+        and all(0 <= index < expected.count for index in reply.refusals)
+        and all(times >= 0 for times in reply.healed.values())
+    )

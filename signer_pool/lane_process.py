@@ -24,9 +24,7 @@ from signer_pool.lane import (
     Ready,
     Relist,
     Reply,
-    Request,
     Sign,
-    Signed,
     encode_frame,
     read_request,
 )
@@ -34,6 +32,7 @@ from signer_pool.lane_config import LaneConfig, Pkcs11LaneConfig
 from signer_pool.sign_batch import sign_batch
 
 _READ_BUFFER_BYTES = 2**18
+_UNEXPECTED = "the lane's process met an error that nobody expected"
 _PR_SET_PDEATHSIG = 1
 _KINDS = (
     (PinRejected, FailureKind.PIN),
@@ -88,21 +87,24 @@ def _serve_stream(connection: socket.socket, stream: BinaryIO, opener: Callable[
         return
     try:
         session = opener(first.config)
-        ready = _ready(session)
-    except SignerPoolError as error:
-        connection.sendall(encode_frame(_failed(error)))
+        frame = encode_frame(_ready(session))
+    except Exception as error:
+        connection.sendall(encode_frame(_failed(error, FailureKind.START)))
         return
     del first
-    connection.sendall(encode_frame(ready))
+    connection.sendall(frame)
     while (request := read_request(stream)) is not None:
-        reply = _answer(session, request)
-        connection.sendall(encode_frame(reply))
-        if isinstance(reply, Signed) and reply.spoils_lane:
-            _wait_for_end(stream)
+        if isinstance(request, Sign):
+            signed = sign_batch(session, request)
+            connection.sendall(encode_frame(signed))
+            if signed.spoils_lane:
+                _wait_for_end(stream)
+        else:
+            connection.sendall(_answer(session, request))
 
 
 def _wait_for_end(stream: BinaryIO) -> None:
-    """Touch the token no more: healing the next batch would log in, perhaps with a PIN that was just refused.
+    """Touch the token no more: it may just have refused the PIN, or be in a state that nobody knows.
 
     The pool has to see the refusal, so it is for the pool to hang up.
     """
@@ -110,19 +112,22 @@ def _wait_for_end(stream: BinaryIO) -> None:
         pass
 
 
-def _answer(session: KeySession, request: Request) -> Reply:
-    if isinstance(request, Sign):
-        return sign_batch(session, request)
+def _answer(session: KeySession, request: Open | Generate | Relist | Ping) -> bytes:
+    """Do what is asked and return the frame with the answer. Raises nothing."""
     try:
-        if isinstance(request, Generate):
-            return Generated(session.generate(request.label, request.algorithm))
-        if isinstance(request, Relist):
-            return _ready(session)
-        if isinstance(request, Ping):
-            session.touch()
-            return Pong()
-    except SignerPoolError as error:
-        return _failed(error)
+        return encode_frame(_done(session, request))
+    except Exception as error:
+        return encode_frame(_failed(error, FailureKind.SIGNING))
+
+
+def _done(session: KeySession, request: Open | Generate | Relist | Ping) -> Reply:
+    if isinstance(request, Generate):
+        return Generated(session.generate(request.label, request.algorithm))
+    if isinstance(request, Relist):
+        return _ready(session)
+    if isinstance(request, Ping):
+        session.touch()
+        return Pong()
     return Failed(FailureKind.START, "the lane is open already")
 
 
@@ -130,13 +135,16 @@ def _ready(session: KeySession) -> Ready:
     return Ready(session.public_keys(), session.token, session.facts(), session.notes())
 
 
-def _failed(error: SignerPoolError) -> Failed:
+def _failed(error: Exception, otherwise: FailureKind) -> Failed:
+    """Tell of an error of ours in its words, of another by its class alone: its message may hold the PIN."""
+    if not isinstance(error, SignerPoolError):
+        return Failed(otherwise, f"{_UNEXPECTED}: {type(error).__name__}")
     code = error.code if isinstance(error, LaneStartError) else 0
     code = error.ckr.code if isinstance(error, TokenRefused) else code
     for kind_of_error, kind in _KINDS:
         if isinstance(error, kind_of_error):
             return Failed(kind, str(error), code)
-    return Failed(FailureKind.SIGNING, str(error), code)
+    return Failed(otherwise, str(error), code)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pkix.algorithms import KeyAlgorithm
 
 _ED25519_SPKI_PREFIX = bytes.fromhex("302a300506032b6570032100")  # RFC 8410 §4
 _ED25519_OCTETS = 32
+_ECDSA_OCTETS = 2 * 66  # r‖s of P-521, the largest
 _OCTET_STRING_HEAD = b"\x04\x20"
 ED25519_PARAMETERS = bytes.fromhex("130c656477617264733235353139")  # PrintableString edwards25519 (v3.0 §2.3.10)
 
@@ -66,7 +67,12 @@ SIGNING_MECHANISMS: dict[str, SigningMechanism] = {
 
 
 def ecdsa_sig_value(signature: bytes) -> bytes:
-    """Turn r‖s, as PKCS #11 gives it, into a DER Ecdsa-Sig-Value (RFC 3279 §2.2.3). About 1 µs."""
+    """Turn r‖s, as PKCS #11 gives it, into a DER Ecdsa-Sig-Value (RFC 3279 §2.2.3). About 1 µs.
+
+    Raises nothing: what cannot be r‖s is returned as it is, and does not verify.
+    """
+    if len(signature) % 2 or len(signature) > _ECDSA_OCTETS:
+        return signature
     half = len(signature) // 2
     body = _der_integer(signature[:half]) + _der_integer(signature[half:])
     length = len(body)

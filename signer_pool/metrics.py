@@ -59,7 +59,15 @@ class PoolMetrics:
         self._restarts = Counter(
             "certmill_signer_lane_restarts", "Lanes lost, by reason", ["token", "reason"], registry=registry
         )
-        self._ckr = Counter("certmill_signer_ckr", "PKCS #11 errors by return value", ["code"], registry=registry)
+        self._missing_keys = Gauge(
+            "certmill_signer_missing_keys",
+            "Keys that another token has and this one lacks",
+            ["token"],
+            registry=registry,
+        )
+        self._ckr = Counter(
+            "certmill_signer_ckr", "PKCS #11 errors by return value", ["token", "code"], registry=registry
+        )
         self._rejected = Counter(
             "certmill_signer_verifications_rejected", "Signatures that did not verify", registry=registry
         )
@@ -75,11 +83,11 @@ class PoolMetrics:
         for wait_s in waits_s:
             observe(wait_s)
 
-    def answered(self, priority: int, service_s: float, healed: Mapping[int, int]) -> None:
+    def answered(self, token: str, priority: int, service_s: float, healed: Mapping[int, int]) -> None:
         """Observe an answer; `healed` are errors that the lane dealt with, by CKR code."""
         self._service_s[priority].observe(service_s)
         for code, count in healed.items():
-            self._ckr.labels(classify(code).name).inc(count)
+            self._ckr.labels(token, classify(code).name).inc(count)
 
     def delivered(self, key: str, *, verified: int, wrong: int, refused: int) -> None:
         """Count the signatures of one batch."""
@@ -93,10 +101,10 @@ class PoolMetrics:
         if refused:
             self._signatures.labels(key, "refused").inc(refused)
 
-    def refused(self, code: int) -> None:
+    def refused(self, token: str, code: int) -> None:
         """Count an error of the token; 0 stands for an error that no CKR tells."""
         if code:
-            self._ckr.labels(classify(code).name).inc()
+            self._ckr.labels(token, classify(code).name).inc()
 
     def retried(self, reason: str, count: int) -> None:
         """Count items that are signed again."""
@@ -106,9 +114,13 @@ class PoolMetrics:
         """Count a lane that was lost."""
         self._restarts.labels(token, reason).inc()
 
-    def count_lanes(self, counts: Mapping[tuple[str, str], int], down: Mapping[str, bool]) -> None:
-        """Set the gauges: lanes by (token, state), and which tokens are down."""
+    def count_lanes(
+        self, counts: Mapping[tuple[str, str], int], down: Mapping[str, bool], missing_keys: Mapping[str, int]
+    ) -> None:
+        """Set the gauges: lanes by (token, state), which tokens are down, how many keys each lacks."""
         for (token, state), count in counts.items():
             self._lanes.labels(token, state).set(count)
         for token, is_down in down.items():
             self._token_down.labels(token).set(is_down)
+        for token, count in missing_keys.items():
+            self._missing_keys.labels(token).set(count)

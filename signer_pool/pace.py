@@ -12,13 +12,17 @@ from signer_pool.backlog import Kind
 
 FIRST_SIZE = 8
 _WEIGHT_OF_NEW = 0.2
+_LARGEST_STEP = 8.0
 _SLOWEST_FACTOR = 50.0
 _LEAST_DEADLINE_S = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capacity:
-    """What all ready lanes of one token do per second with this key, if they do nothing else."""
+    """What all ready lanes of one token do per second with this key, if they do nothing else.
+
+    0: they have the key, and it was never measured there.
+    """
 
     token: str
     key: str
@@ -40,14 +44,19 @@ class Pace:
         seconds = max(service_s / count, 1e-7)
         known = self._seconds.get(kind)
         if known is not None:
-            seconds = known + _WEIGHT_OF_NEW * (seconds - known)
+            # One hiccup must not look like a slow token; a slow one is known for it within some batches.
+            seconds = known + _WEIGHT_OF_NEW * (min(seconds, _LARGEST_STEP * known) - known)
         self._seconds[kind] = seconds
         self._sizes[kind] = max(1, min(self._max_size, round(self._target_s / seconds)))
 
     def forget(self, kind: Kind) -> None:
-        """Begin anew: a lane was lost over a batch, and might be lost over the next if it is merely slower now."""
+        """Begin anew, with half the size: a lane was lost over a batch, perhaps because it is merely slow."""
+        self._sizes[kind] = max(1, self.size(kind) // 2)
         self._seconds.pop(kind, None)
-        self._sizes.pop(kind, None)
+
+    def knows(self, kind: Kind) -> bool:
+        """Tell whether anything was measured."""
+        return kind in self._seconds
 
     def size(self, kind: Kind) -> int:
         """Return how many signatures make a batch."""
@@ -68,10 +77,11 @@ class Pace:
         return {key: 1 / seconds for key, seconds in slowest.items()}
 
 
-def capacities(paces: Iterable[tuple[str, Pace]]) -> list[Capacity]:
-    """Add up (token, pace) of all ready lanes."""
+def capacities(lanes: Iterable[tuple[str, frozenset[str], Pace]]) -> list[Capacity]:
+    """Add up token, keys and pace of all ready lanes."""
     total: dict[tuple[str, str], float] = {}
-    for token, pace in paces:
-        for key, rate in pace.signs_per_s().items():
-            total[token, key] = total.get((token, key), 0.0) + rate
+    for token, keys, pace in lanes:
+        rates = pace.signs_per_s()
+        for key in keys:
+            total[token, key] = total.get((token, key), 0.0) + rates.get(key, 0.0)
     return [Capacity(token=token, key=key, signs_per_s=rate) for (token, key), rate in total.items()]

@@ -2,6 +2,9 @@
 
 Runs in a lane's child process, single-threaded: python-pkcs11 initialises the module without locks. Every error
 of the library leaves this module as one of ours that carries its CKR, already classified.
+
+The PIN is given once in a process's life, when it opens: a wrong one costs a try, and only the parent knows what
+the token's other lanes were told. Where the login has ended, the parent starts a new process.
 """
 
 import hashlib
@@ -16,6 +19,7 @@ import pkcs11
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from pkcs11 import MGF, Attribute, KeyType, Mechanism, MechanismFlag, ObjectClass, TokenFlag
+from pkcs11.attributes import AttributeMapper
 from pkcs11.types import SignMixin
 from pkcs11.util.ec import encode_ec_public_key, encode_named_curve_parameters
 
@@ -37,12 +41,27 @@ from signer_pool.mechanisms import (
 
 _OPEN_DELAYS_S = (0.05, 0.1, 0.2, 0.4)
 _ID_BYTES = 16
-_REOPENINGS = 8
+_REOPENINGS = 3  # each leaves a session open until the process ends, and tokens have few
+_TOKENS_NAMED = 8
 # Where reading attributes fails, python-pkcs11 returns less than a key is; were that skipped, keys would vanish.
 _UNREADABLE = "an object's attributes cannot be read"
 _KEY_TYPES = {KeyType.RSA, KeyType.EC, KeyType.EC_EDWARDS}
+# These speak of the object that was asked, whatever else is wrong; the other objects are well.
+_OF_ONE_OBJECT = (pkcs11.AttributeTypeInvalid, pkcs11.AttributeSensitive)
 _SIGNATURE_BUFFER_BYTES = 1024  # RSA-4096 needs 512; python-pkcs11 would zero 8 KiB for each signature
 _LAST_TRY = TokenFlag.USER_PIN_FINAL_TRY | TokenFlag.USER_PIN_LOCKED
+# What python-pkcs11 itself reads of each object that a search finds.
+_CAPABILITIES = (
+    Attribute.ENCRYPT,
+    Attribute.DECRYPT,
+    Attribute.SIGN,
+    Attribute.VERIFY,
+    Attribute.WRAP,
+    Attribute.UNWRAP,
+    Attribute.DERIVE,
+    Attribute.ENCAPSULATE,
+    Attribute.DECAPSULATE,
+)
 
 
 def open_pkcs11_session(
@@ -79,7 +98,8 @@ def _start_errors(config: Pkcs11LaneConfig, doing: str) -> Iterator[None]:
         yield
     except pkcs11.NoSuchToken:
         raise LaneStartError(
-            f"{config.token}: no such token; is it connected? Else initialise it or correct its URI",
+            f"{config.token}: no such token{_looked_for(config)}; is it connected? Else correct its URI. "
+            f"The module has {_present(config)}",
             ckr.TOKEN_NOT_PRESENT,
         ) from None
     except pkcs11.MultipleTokensReturned:
@@ -89,7 +109,7 @@ def _start_errors(config: Pkcs11LaneConfig, doing: str) -> Iterator[None]:
         if found.action is Action.NEVER:
             raise PinRejected(
                 f"{config.token}: the PIN was refused ({found.name}); it is not tried again, so that the token "
-                "does not lock: correct the PIN and restart",
+                "does not lock: correct the PIN and start again",
                 found.code,
             ) from None
         said = " ".join(str(error).split())
@@ -100,11 +120,39 @@ def _start_errors(config: Pkcs11LaneConfig, doing: str) -> Iterator[None]:
         ) from None
 
 
+def _looked_for(config: Pkcs11LaneConfig) -> str:
+    """Name what else than the label has to match."""
+    wanted = {
+        "serial": config.serial,
+        "manufacturer": config.manufacturer,
+        "model": config.model,
+        "slot-id": config.slot_id,
+    }
+    said = ", ".join(f"{name} {value}" for name, value in wanted.items() if value is not None)
+    return f" ({said})" if said else ""
+
+
+def _present(config: Pkcs11LaneConfig) -> str:
+    """Name the tokens that the module shows."""
+    with suppress(pkcs11.PKCS11Error):
+        tokens = [
+            f"{token.label!r} (serial {token.serial.decode('ascii', 'replace')})"
+            for token in pkcs11.lib(config.module_path).get_tokens()
+        ]
+        return ", ".join(tokens[:_TOKENS_NAMED]) or "no token at all"
+    return "tokens that cannot be listed"
+
+
+@dataclass(frozen=True, slots=True)
+class _PublicHalf:
+    algorithm: KeyAlgorithm
+    spki_der: bytes
+
+
 @dataclass(frozen=True, slots=True)
 class _Key:
     handle: SignMixin
-    algorithm: KeyAlgorithm
-    spki_der: bytes
+    public: _PublicHalf
 
 
 class Pkcs11Session:
@@ -115,6 +163,7 @@ class Pkcs11Session:
         self._keys: dict[str, _Key] = {}
         self._notes: list[str] = []
         self._reopened = 0
+        self._writes = True
         self._logged_in_by_hearsay = False
 
     def find_token(self) -> None:
@@ -122,29 +171,36 @@ class Pkcs11Session:
         with _start_errors(self._config, "cannot be opened"):
             self._token = _find_token(self._config)
             self._mechanisms = self._token.slot.get_mechanisms()
-            self._open(None).close()
+            try:
+                self._open(None).close()
+            except pkcs11.TokenWriteProtected:
+                self._writes = False  # it signs all the same, but makes no keys
+                self._open(None).close()
 
     def log_in(self) -> None:
-        """Open the session and log in; raises `LaneStartError`, `PinRejected`."""
+        """Open the session and log in, once; raises `LaneStartError`, `PinRejected`."""
+        with _start_errors(self._config, "cannot be opened"):
+            # Anew: its flags are as old as the object, and another process may have given a wrong PIN since.
+            self._token = self._token.slot.get_token()
         if self._token.flags & _LAST_TRY:
             raise PinRejected(
                 f"{self._config.token}: the token says that its PIN is locked, or that the next wrong one locks "
                 "it; certmill does not risk that: log in once with the vendor's tool, then restart"
             )
-        self._logged_in_by_hearsay = False
         with _start_errors(self._config, "cannot be opened"):
             try:
                 self._session = self._open(self._config.pin)
             except pkcs11.UserAlreadyLoggedIn:
-                # The login belongs to the process (PKCS #11 §5.6): it survived the session that we lost.
-                self._session = self._open(None)
-                self._logged_in_by_hearsay = True
+                self._session = self._open_without_login()
+
+    def _open_without_login(self) -> pkcs11.Session:
+        """Open a session that counts on a login of this process: it is the process's (PKCS #11 §5.6)."""
+        session = self._open(None)
+        self._logged_in_by_hearsay = True
+        return session
 
     def _open(self, pin: str | None) -> pkcs11.Session:
-        try:
-            return self._token.open(rw=True, user_pin=pin)
-        except pkcs11.TokenWriteProtected:
-            return self._token.open(user_pin=pin)  # it signs all the same, but makes no keys
+        return self._token.open(rw=self._writes, user_pin=pin, attribute_mapper=_lenient_mapper())
 
     @property
     def token(self) -> str:
@@ -173,14 +229,17 @@ class Pkcs11Session:
         return self._notes
 
     def reopen(self) -> None:
-        """Replace the session by a new one and find the keys again; raises `LaneStartError`, `PinRejected`."""
+        """Replace the session by a new one and find the keys again, without another login.
+
+        Raises `LaneStartError`, with CKR_USER_NOT_LOGGED_IN if the login ended with the session; `PinRejected` if
+        the token speaks of the PIN although it was given none.
+        """
         self._reopened += 1
         if self._reopened > _REOPENINGS:
-            # python-pkcs11 forgets to close sessions whose logout or login failed: they end with the process.
             raise LaneStartError(f"{self._config.token}: lost its session {self._reopened} times")
-        with suppress(pkcs11.PKCS11Error):
-            self._session.close()
-        self.log_in()
+        # The old session is left open: closing the last one ends the login, and python-pkcs11's close() logs out.
+        with _start_errors(self._config, "cannot be opened again"):
+            self._session = self._open_without_login()
         self.public_keys()
 
     def touch(self) -> None:
@@ -197,7 +256,7 @@ class Pkcs11Session:
         """
         with _start_errors(self._config, "its keys cannot be listed"):
             self._keys = self._find_keys()
-        return {name: key.spki_der for name, key in self._keys.items()}
+        return {name: key.public.spki_der for name, key in self._keys.items()}
 
     def signer(self, name: str, algorithm: str) -> Callable[[bytes], bytes]:
         """Return a function from TBS to signature; raises `TokenRefused`, and so does the function."""
@@ -236,7 +295,7 @@ class Pkcs11Session:
                 raise KeyExists(f"{self._config.token}: an object {name!r} exists already")
             public, private = self._generate(name, algorithm)
             spki_der = _spki_der(public)
-            self._keys[name] = _Key(cast("SignMixin", private), algorithm, spki_der)
+            self._keys[name] = _Key(cast("SignMixin", private), _PublicHalf(algorithm, spki_der))
         except pkcs11.PKCS11Error as error:
             raise SigningFailed(f"{self._config.token}: key generation: {_classified(error).name}") from error
         return spki_der
@@ -269,28 +328,27 @@ class Pkcs11Session:
         return parameters.generate_keypair(**common)  # type: ignore[arg-type]  # of a dict of many types
 
     def _find_keys(self) -> dict[str, _Key]:
+        self._notes = []
         by_id, by_label = self._find_public_halves()
         found: dict[str, _Key] = {}
         ambiguous: set[str] = set()
         private_seen = False
-        self._notes = []
         for private in self._session.get_objects({Attribute.CLASS: ObjectClass.PRIVATE_KEY}):
             if not isinstance(private, pkcs11.PrivateKey):
                 raise pkcs11.FunctionFailed(_UNREADABLE)
             private_seen = True
             if not isinstance(private, SignMixin):
                 continue
-            # CKA_ID is what pairs the halves (PKCS #11 §4.8); tokens filled by hand may lack it.
-            spki_der = by_id.get(private.id) if private.id else by_label.get(private.label)
-            algorithm = _algorithm(spki_der)
-            name = _name(private, self._config.keys)
-            if spki_der is None or algorithm is None or name is None or not self._can_sign(name, algorithm):
-                continue
-            if name in found:
-                ambiguous.add(name)
-            found[name] = _Key(private, algorithm, spki_der)
-        if self._logged_in_by_hearsay and by_label and not private_seen:
-            raise pkcs11.UserNotLoggedIn  # else the lane would be ready, and without keys for ever
+            with self._sparing_the_others(private):
+                # CKA_ID is what pairs the halves (PKCS #11 §4.8); tokens filled by hand may lack it.
+                public = by_id.get(private.id) if private.id else by_label.get(private.label)
+                name = _name(private, self._config.keys) if public is not None else None
+                if public is None or name is None or not self._can_sign(name, public.algorithm):
+                    continue
+                if name in found:
+                    ambiguous.add(name)
+                found[name] = _Key(private, public)
+        self._see_that_it_is_logged_in(found, private_seen=private_seen or not by_label)
         self._notes += [
             f"{self._config.token}: several private keys are called {name!r}; none of them is used: rename all "
             "but one, or add id=… to the key's URI"
@@ -298,17 +356,54 @@ class Pkcs11Session:
         ]
         return {name: key for name, key in found.items() if name not in ambiguous}
 
-    def _find_public_halves(self) -> tuple[dict[bytes, bytes], dict[str, bytes]]:
-        by_id: dict[bytes, bytes] = {}
-        by_label: dict[str, bytes] = {}
+    def _find_public_halves(self) -> tuple[dict[bytes, _PublicHalf], dict[str, _PublicHalf]]:
+        """Find the public keys of kinds that we sign with, by CKA_ID and by label."""
+        by_id: dict[bytes, _PublicHalf] = {}
+        by_label: dict[str, _PublicHalf] = {}
         for public in self._session.get_objects({Attribute.CLASS: ObjectClass.PUBLIC_KEY}):
             if not isinstance(public, pkcs11.PublicKey):
                 raise pkcs11.FunctionFailed(_UNREADABLE)
-            if public.key_type not in _KEY_TYPES:
-                continue
-            with suppress(ValueError):  # damaged, or another program is just writing it
-                by_id[public.id] = by_label[public.label] = _spki_der(public)
+            with self._sparing_the_others(public):
+                half = _public_half(public)
+                if half is not None:
+                    identity, label = public.id, public.label
+                    by_id[identity] = by_label[label] = half
         return by_id, by_label
+
+    @contextmanager
+    def _sparing_the_others(self, key: pkcs11.PublicKey | pkcs11.PrivateKey) -> Iterator[None]:
+        """Pass over a key that cannot be read, with a note: it is not ours, damaged, or just being written.
+
+        What speaks of the session instead is raised: else keys would vanish.
+        """
+        try:
+            yield
+        except _OF_ONE_OBJECT as error:
+            self._pass_over(key, error)
+        except pkcs11.PKCS11Error:
+            raise
+        except Exception as error:
+            self._pass_over(key, error)
+
+    def _pass_over(self, key: pkcs11.PublicKey | pkcs11.PrivateKey, error: Exception) -> None:
+        kind = "private" if isinstance(key, pkcs11.PrivateKey) else "public"
+        self._notes.append(
+            f"{self._config.token}: the {kind} key {_called(key)} cannot be read ({type(error).__name__}) and is "
+            "left alone; if it is one of the CA's, look at its attributes with the vendor's tool"
+        )
+
+    def _see_that_it_is_logged_in(self, found: dict[str, _Key], *, private_seen: bool) -> None:
+        """Raise `LaneStartError` where a login that we count on has ended.
+
+        A token then hides its private keys: the lane would be ready, and without keys for ever. Some of them may
+        show all the same (CKA_PRIVATE false), so all that were there have to be there again.
+        """
+        if self._logged_in_by_hearsay and not (private_seen and self._keys.keys() <= found.keys()):
+            row = ckr.classify(ckr.USER_NOT_LOGGED_IN)
+            raise LaneStartError(
+                f"{self._config.token}: {row.name}: private keys do not show; only a new process logs in again",
+                row.code,
+            )
 
     def _can_sign(self, name: str, algorithm: KeyAlgorithm) -> bool:
         mechanism = SIGNING_MECHANISMS[BY_KEY_ALGORITHM[algorithm].name].mechanism
@@ -349,11 +444,36 @@ def _name(private: pkcs11.PrivateKey, keys: dict[str, KeyMatch]) -> str | None:
     return None if private.label in keys else private.label
 
 
-def _algorithm(spki_der: bytes | None) -> KeyAlgorithm | None:
+def _public_half(public: pkcs11.PublicKey) -> _PublicHalf | None:
+    """Read a public key; None if it is of a kind that we do not sign with. Its attributes may raise anything."""
+    if public.key_type not in _KEY_TYPES:
+        return None
+    spki_der = _spki_der(public)
     try:
-        return None if spki_der is None else key_algorithm(serialization.load_der_public_key(spki_der))
-    except (UnsupportedKey, ValueError):
-        return None  # a key of a kind that we do not sign with is none of our business
+        return _PublicHalf(key_algorithm(serialization.load_der_public_key(spki_der)), spki_der)
+    except UnsupportedKey:
+        return None
+
+
+def _called(key: pkcs11.PublicKey | pkcs11.PrivateKey) -> str:
+    """Name a key by what of its names can be read."""
+    with suppress(Exception):
+        return repr(key.label)
+    with suppress(Exception):
+        return f"of id {key.id.hex()}"
+    return "without label and id"
+
+
+def _lenient_mapper() -> AttributeMapper:
+    """Take a truth value of whatever length.
+
+    Where python-pkcs11 cannot decode one it raises from inside the search, and all objects behind it are lost.
+    """
+    mapper = AttributeMapper()
+    for attribute in _CAPABILITIES:
+        pack, _ = mapper.attribute_types[attribute]
+        mapper.register_handler(attribute, pack, any)
+    return mapper
 
 
 def _spki_der(public: pkcs11.PublicKey) -> bytes:

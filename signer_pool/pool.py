@@ -9,10 +9,10 @@ own deadline at the latest.
 """
 
 import asyncio
+import math
 import re
 import time
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Self, cast
 
@@ -25,7 +25,15 @@ from signer_pool.budget_metrics import BudgetCollector
 from signer_pool.calibration import calibrate
 from signer_pool.ckr import Action
 from signer_pool.dispatcher import Dispatcher
-from signer_pool.errors import KeyExists, LaneStartError, PoolClosed, PoolUnavailable, SignerPoolError
+from signer_pool.errors import (
+    KeyExists,
+    LaneStartError,
+    PinRejected,
+    PoolClosed,
+    PoolFull,
+    PoolUnavailable,
+    SignerPoolError,
+)
 from signer_pool.health import LaneHealth, PoolHealth, TokenHealth
 from signer_pool.key_ring import KeyRing
 from signer_pool.lane import MAX_FRAME_BYTES, Generate, Generated, Lane, LaneOpener, Refusal, Relist
@@ -42,12 +50,19 @@ MAX_TBS_BYTES = MAX_FRAME_BYTES - 2 * MAX_BATCH_BYTES
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")
 
 
+def _nobody_listens(_token: str, _reason: str) -> None:
+    """Stand in for who does not want to know."""
+
+
 class SignerPool:
     """Signs with keys that stay in tokens. An async context manager; belongs to one event loop.
 
-    `lanes`: one configuration for each session; those of one `token_name` share a token. Entering returns when
-    the first lane is ready, and raises `LaneStartError` or `PinRejected` when none can start. Leaving fails
-    what waits with `PoolClosed` and reaps every child.
+    `lanes`: one configuration for each session; those of one `token_name` share a token. `expected`: SHA-256 of
+    the SubjectPublicKeyInfo that must stand behind a name; a token that shows another key is not used.
+    `refused_tokens`: name to reason of tokens whose PIN is known to be refused: they are not opened at all;
+    `on_token_failed` is told (name, reason) when that comes to light. Entering returns when the first lane is
+    ready, and raises `LaneStartError` or `PinRejected` when no token can start. Leaving fails what waits with
+    `PoolClosed` and reaps every child.
     """
 
     def __init__(
@@ -65,6 +80,9 @@ class SignerPool:
         keep_alive_s: float = 60.0,
         weights: Mapping[str, int] | None = None,
         bulk_reserve: float = 0.05,
+        expected: Mapping[str, bytes] | None = None,
+        refused_tokens: Mapping[str, str] | None = None,
+        on_token_failed: Callable[[str, str], None] = _nobody_listens,
         lane_opener: LaneOpener = open_lane,
         verify: bool = True,
     ) -> None:
@@ -73,7 +91,7 @@ class SignerPool:
         self._logger = logger
         self._start_deadline_s = start_deadline_s
         self._verify = verify
-        self._ring = KeyRing()
+        self._ring = KeyRing(expected)
         self._backlog = Backlog(limit=queue_limit, batch_age_s=batch_age_s, weights=weights)
         self._metrics = PoolMetrics(
             registry,
@@ -81,7 +99,13 @@ class SignerPool:
             queue_depth=lambda number: self._backlog.depth(Priority(number)),
         )
         names = dict.fromkeys(config.token_name for config in lanes)
-        self._tokens = {name: Token(name, lane_opener, start_deadline_s=start_deadline_s) for name in names}
+        self._tokens = {
+            name: Token(name, lane_opener, start_deadline_s=start_deadline_s, on_failed=on_token_failed)
+            for name in names
+        }
+        for name, reason in (refused_tokens or {}).items():
+            if name in self._tokens:
+                self._tokens[name].refuse(reason)
         self._keepers = [
             LaneKeeper(
                 f"lane-{number}",
@@ -92,6 +116,7 @@ class SignerPool:
                 adopt=self._ring.adopt,
                 on_ready=self._on_ready,
                 on_down=self._on_down,
+                on_free=self._on_free,
                 logger=logger,
             )
             for number, config in enumerate(lanes)
@@ -119,9 +144,7 @@ class SignerPool:
         self._closed = False
         self._count_lanes()
         for keeper in self._keepers:
-            task = loop.create_task(keeper.run(), name=keeper.name)
-            task.add_done_callback(partial(self._on_keeper_ended, keeper))
-            self._tasks.append(task)
+            self._tasks.append(loop.create_task(keeper.run(), name=keeper.name))
         try:
             await self._started
         except BaseException:
@@ -177,7 +200,8 @@ class SignerPool:
         yet and disturbs nobody else.
 
         Raises at once `UnknownKey`, `UnsupportedKey` for an algorithm that is not the key's, `PoolFull`,
-        `PoolClosed`, `BudgetExceeded` for bulk, ValueError for a TBS beyond `MAX_TBS_BYTES`; later
+        `PoolClosed`, `BudgetExceeded` for bulk, TypeError for a TBS that is not bytes, ValueError for one beyond
+        `MAX_TBS_BYTES`, for more of them than can ever wait, and for a deadline that is no number; later
         `PoolUnavailable` when `deadline_s` has passed, `SigningFailed` when the tokens refused, `Unsignable`
         when none ever could.
         """
@@ -186,14 +210,25 @@ class SignerPool:
         row = self._ring.algorithm(key) if algorithm is None else algorithm_for(self.public_key(key), algorithm)
         if not tbs_list:
             return []
+        if any(type(tbs) is not bytes for tbs in tbs_list):
+            raise TypeError("a TBS is bytes")
         if max(map(len, tbs_list)) > MAX_TBS_BYTES:
             raise ValueError(f"a TBS of more than {MAX_TBS_BYTES} bytes")
+        if math.isnan(deadline_s):
+            raise ValueError("a deadline that is no number")
+        self._backlog.require_room(priority, len(tbs_list))
         began = asyncio.get_running_loop().time()
-        if priority is Priority.BULK and self.budget.plans:
-            await asyncio.sleep(min(deadline_s, self.budget.delay_bulk(key, len(tbs_list))))
-        return await self._dispatcher.submit(
-            key, tbs_list, priority, algorithm=row, client=client, began=began, deadline_s=deadline_s
-        )
+        paid = len(tbs_list) if priority is Priority.BULK and self.budget.plans else 0
+        if paid:
+            await asyncio.sleep(min(deadline_s, self.budget.delay_bulk(key, paid)))
+        try:
+            future = self._dispatcher.submit(
+                key, tbs_list, priority, algorithm=row, client=client, began=began, deadline_s=deadline_s
+            )
+        except PoolFull:
+            self.budget.give_back(key, paid)
+            raise
+        return await future
 
     def public_key(self, label: str) -> SigningPublicKey:
         """Return the public half of a key; raises `UnknownKey`."""
@@ -211,8 +246,8 @@ class SignerPool:
         self._ring.pin(label, public_key)
 
     def capacities(self) -> list[Capacity]:
-        """Return what each token could sign per second with each key, as measured on its ready lanes."""
-        return capacities((k.token.name, k.pace) for k in self._keepers if k.lane is not None)
+        """Return what each token could sign per second with each of its keys, as measured on its ready lanes."""
+        return capacities((k.token.name, k.keys, k.pace) for k in self._keepers if k.lane is not None)
 
     async def calibrate(self, keys: Sequence[str], *, signs: int = 8) -> None:
         """Measure the pace of every ready lane with these keys now."""
@@ -226,40 +261,46 @@ class SignerPool:
         )
 
     async def all_tokens_seen(self, *, deadline_s: float) -> None:
-        """Wait until every token has been open; raises `PoolUnavailable` naming those that were not in time."""
+        """Wait until every token has a ready lane; raises `PoolUnavailable` naming those that have not in time."""
         try:
             async with asyncio.timeout(deadline_s):
-                while missing := [t for t in self._tokens.values() if t.state is not TokenState.UP]:  # noqa: ASYNC110
+                while missing := self._without_lane():  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
         except TimeoutError:
             raise PoolUnavailable(
-                "; ".join(f"token {token.name} is {token.state.value}: {token.reason}" for token in missing)
+                "; ".join(f"token {t.name} is {t.state.value}: {t.reason or 'no lane is ready'}" for t in missing)
             ) from None
 
-    async def generate_key(self, label: str, algorithm: KeyAlgorithm) -> SigningPublicKey:
-        """Make a key pair in the token of one ready lane and show it to all lanes.
+    def _without_lane(self) -> list[Token]:
+        ready = {keeper.token.name for keeper in self._keepers if keeper.lane is not None}
+        return [token for name, token in self._tokens.items() if name not in ready]
 
-        It waits until every token has been seen: one that is down might have the key. Raises `KeyExists`,
-        `SigningFailed`, `PoolUnavailable` (in which case it may exist nevertheless: look at `labels()` after the
-        lane is back), ValueError for a name outside `[A-Za-z0-9 ._-]{1,64}`.
+    async def generate_key(self, label: str, algorithm: KeyAlgorithm) -> SigningPublicKey:
+        """Make a key pair in the first token and show it to all lanes.
+
+        All tokens must be there, and are asked again what they have: one that is down might have the key, and so
+        might one in which an earlier call made it without living to tell. Raises `KeyExists`, `SigningFailed`,
+        `PoolUnavailable` (it may exist nevertheless, which the next call finds out), ValueError for a name outside
+        `[A-Za-z0-9 ._-]{1,64}`.
         """
         if not _LABEL.fullmatch(label):
             raise ValueError(f"key label {label!r}: 1 to 64 letters, digits, blanks or ._-")
         async with self._generating:
             await self.all_tokens_seen(deadline_s=self._start_deadline_s)
+            await self._relist()
             if label in self._ring.labels():
                 raise KeyExists(f"key {label!r} exists already")
-            keeper = next((keeper for keeper in self._keepers if keeper.lane), None)
-            if keeper is None:
-                raise PoolUnavailable("no lane is ready")
+            first = self._keepers[0].token
             try:
-                async with keeper.token.alone():
-                    if keeper.lane is None:
-                        raise PoolUnavailable("the lane was lost before it could generate the key")
+                async with first.alone():
+                    keeper = next((k for k in self._keepers if k.lane is not None and k.token is first), None)
+                    if keeper is None or keeper.lane is None or self._without_lane():
+                        raise PoolUnavailable("a token was lost before the key could be made")
                     reply = await keeper.lane.ask(Generate(label, algorithm), deadline_s=self._start_deadline_s)
-                self._ring.learn(label, cast("Generated", reply).public_key)
+                self._ring.made(label, cast("Generated", reply).public_key)
                 await self._relist()
             finally:
+                self._count_lanes()
                 self._dispatcher.schedule()  # these answers freed places for the work that came meanwhile
         return self._ring.public_key(label)
 
@@ -270,6 +311,7 @@ class SignerPool:
                 LaneHealth(
                     name=keeper.name,
                     token=keeper.config.token,
+                    token_name=keeper.token.name,
                     state=keeper.state,
                     pid=keeper.lane.pid if keeper.lane else None,
                     last_error=keeper.last_error,
@@ -295,7 +337,8 @@ class SignerPool:
                 continue
             try:
                 await lane.ask(Relist(), deadline_s=self._start_deadline_s)
-                keeper.keys = self._ring.adopt(lane)
+                keeper.keys = keeper.token.keys = self._ring.adopt(lane)
+                self._dispatcher.schedule()
             except SignerPoolError as error:
                 self._logger.error("lane cannot list its keys", lane=keeper.name, cause=str(error))
                 keeper.dismiss(lane, "relist")
@@ -329,25 +372,33 @@ class SignerPool:
                 keys=sorted(missing),
             )
 
+        twins = {
+            other.token.name
+            for other in self._keepers
+            if other.token is not keeper.token and other.lane is not None and _place(other) == _place(keeper)
+        }
+        if twins:
+            self._logger.error(
+                "one token goes by two names: if it fails, both do; name each HSM once",
+                token=keeper.token.name,
+                also=sorted(twins),
+            )
+
     def _on_down(self, keeper: LaneKeeper, cause: Exception | str) -> None:
         self._count_lanes()
         if isinstance(cause, str):
             self._metrics.restarted(keeper.token.name, cause)
             return
         self._metrics.restarted(keeper.token.name, "not_started")
-        self._metrics.refused(cause.code if isinstance(cause, LaneStartError) else 0)
-        self._start_errors.setdefault(keeper.name, cause)
-        if len(self._start_errors) == len(self._keepers) and not self._started.done():
-            self._started.set_exception(next(iter(self._start_errors.values())))
+        self._metrics.refused(keeper.token.name, cause.code if isinstance(cause, LaneStartError) else 0)
+        self._start_errors.setdefault(keeper.token.name, cause)
+        if len(self._start_errors) == len(self._tokens) and not self._started.done():
+            errors = list(self._start_errors.values())
+            # What may heal is worth another start, and a token whose PIN was refused is not opened by it.
+            self._started.set_exception(next((e for e in errors if not isinstance(e, PinRejected)), errors[0]))
 
-    def _on_keeper_ended(self, keeper: LaneKeeper, task: asyncio.Task[None]) -> None:
-        """Tell of a bug: a keeper ends because it is cancelled, or with its PIN refused."""
-        error = None if task.cancelled() else task.exception()
-        if error is not None:
-            keeper.set_aside()
-            keeper.state, keeper.last_error = LaneState.FAILED, f"bug: {type(error).__name__}"
-            self._logger.error("lane keeper crashed", lane=keeper.name, exc_info=error)
-            self._on_down(keeper, LaneStartError(keeper.last_error))
+    def _on_free(self) -> None:
+        self._dispatcher.schedule()
 
     def _count_lanes(self) -> None:
         counts = {(name, state.value): 0 for name in self._tokens for state in LaneState}
@@ -356,4 +407,11 @@ class SignerPool:
         self._metrics.count_lanes(
             counts,
             {token.name: token.state is not TokenState.UP for token in self._tokens.values()},
+            {token.name: len(self._token_health(token).missing_keys) for token in self._tokens.values()},
         )
+
+
+def _place(keeper: LaneKeeper) -> tuple[object, ...]:
+    """Return what tells one physical token from another: its own description, its slot, where its module looks."""
+    lane = keeper.lane
+    return () if lane is None else (lane.token, lane.facts.slot_id, keeper.config.env)

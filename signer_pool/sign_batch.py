@@ -2,7 +2,8 @@
 
 What the token refuses is classified by its CKR (signer_pool/ckr.py). `retry` and `reopen` are dealt with here, a
 few times for each batch; a TBS that nobody can sign is refused alone; anything else ends the batch, and the pool
-decides about lane and token.
+decides about lane and token. Whatever else is raised below is the module's doing, or a bug: it costs the lane, and
+the signatures made before it are kept.
 """
 
 import time
@@ -17,7 +18,7 @@ _HEALED_HERE = {Action.RETRY, Action.REOPEN}
 
 
 def sign_batch(session: KeySession, request: Sign) -> Signed:
-    """Sign every TBS; those after a refusal that spoils the lane are not tried."""
+    """Sign every TBS; those after a refusal that spoils the lane are not tried. Raises nothing."""
     started = time.perf_counter()
     signatures: list[bytes] = []
     refusals: dict[int, Refusal] = {}
@@ -28,15 +29,23 @@ def sign_batch(session: KeySession, request: Sign) -> Signed:
             if sign is None:
                 sign = session.signer(request.key, request.algorithm)
             signatures.append(sign(request.tbs[len(signatures)]))
+            continue
         except TokenRefused as error:
             refusal = healer.heal(error)
-            if refusal is None:
-                sign = None
-                continue
-            refusals[len(signatures)] = refusal
-            missing = 1 if refusal.action is Action.CALLER else len(request.tbs) - len(signatures)
-            signatures += [b""] * missing
+        except Exception as error:
+            refusal = _unexpected(session, error)
+        if refusal is None:
+            sign = None
+            continue
+        refusals[len(signatures)] = refusal
+        missing = 1 if refusal.action is Action.CALLER else len(request.tbs) - len(signatures)
+        signatures += [b""] * missing
     return Signed(request.batch_id, signatures, refusals, time.perf_counter() - started, dict(healer.healed))
+
+
+def _unexpected(session: KeySession, error: Exception) -> Refusal:
+    """Name an error by its class alone: its message may hold what the module was given."""
+    return Refusal(Action.REPLACE, 0, f"{session.token}: {type(error).__name__} while it signed")
 
 
 class _Healer:
@@ -68,4 +77,6 @@ class _Healer:
             gone = error.code and classify(error.code).action is Action.TOKEN_DOWN
             action = Action.TOKEN_DOWN if gone else Action.REPLACE
             return Refusal(action, error.code or ckr.code, f"{ckr.name}, then: {error}")
+        except Exception as error:
+            return _unexpected(self._session, error)
         return None

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
@@ -106,7 +107,7 @@ class SoftwareSession:
             signature_algorithm(key.public_key())
         except TypeError:
             raise LaneStartError(f"{path}: the key is not encrypted; encrypt it as PKCS #8") from None
-        except (OSError, UnsupportedKey) as error:
+        except (OSError, UnsupportedAlgorithm, UnsupportedKey) as error:
             raise LaneStartError(f"{path}: cannot be used: {error}") from None
         except ValueError:
             # A wrong passphrase shows in the padding, but one in 256 gives garbage instead, as damage does.

@@ -7,6 +7,7 @@ failure the next probe waits, each time longer, until a lane has signed.
 
 import asyncio
 import enum
+from collections.abc import Callable
 
 from signer_pool.errors import LaneStartError, PinRejected
 from signer_pool.lane import Lane, LaneOpener
@@ -26,10 +27,17 @@ class TokenState(enum.StrEnum):
 
 
 class Token:
-    """A token and its door. `reason`: why it is not up, one line."""
+    """A token and its door.
 
-    def __init__(self, name: str, opener: LaneOpener, *, start_deadline_s: float) -> None:
+    `reason`: why it is not up, one line. `keys`: what its newest lane can sign with, None before there was one.
+    """
+
+    def __init__(
+        self, name: str, opener: LaneOpener, *, start_deadline_s: float, on_failed: Callable[[str, str], None]
+    ) -> None:
         self.name = name
+        self._on_failed = on_failed
+        self.keys: frozenset[str] | None = None
         self.state = TokenState.STARTING
         self.reason = ""
         self._opener = opener
@@ -74,6 +82,11 @@ class Token:
             self._lanes += 1
             return lane
 
+    def may_have(self, key: str) -> bool:
+        """Tell whether this token could sign with the key soon: it is not down, and is not known to lack it."""
+        alive = self.state in {TokenState.STARTING, TokenState.UP}
+        return alive and (self.keys is None or key in self.keys)
+
     def lane_ended(self) -> None:
         """Take note that a lane which was opened is no more."""
         self._lanes -= 1
@@ -81,12 +94,18 @@ class Token:
     def latch(self, reason: str) -> None:
         """Take the token for down until a probe succeeds."""
         self._failures += 1
-        self._probe_at = _now() + min(_LAST_PROBE_S, _FIRST_PROBE_S * 2.0 ** (self._failures - 1))
+        self._probe_at = _now() + min(_LAST_PROBE_S, _FIRST_PROBE_S * 2.0 ** min(self._failures - 1, 30))
         if not self._has_failed():
             self.state, self.reason = TokenState.DOWN, reason
 
     def fail(self, reason: str) -> None:
-        """Never try it again."""
+        """Never try it again: its PIN was refused."""
+        if not self._has_failed():
+            self.refuse(reason)
+            self._on_failed(self.name, reason)
+
+    def refuse(self, reason: str) -> None:
+        """Never try it, or never again."""
         self.state, self.reason = TokenState.FAILED, reason
 
     def proved_good(self) -> None:

@@ -11,12 +11,12 @@ def banner(config: Config) -> str:
     client = f"--cert {home.clients}/demo/cert.pem --key {home.clients}/demo/key.pem --cacert {ca}/root.pem"
     issue = (
         "openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout www.key "
-        f"-subj /CN=www.example.gov | curl -sS {client} -H 'Content-Type: application/pkcs10' "
+        f"-subj /CN=www.example.gov | curl -sS --fail-with-body {client} -H 'Content-Type: application/pkcs10' "
         f"--data-binary @- '{api}/v1/certificates?profile=tls-server' -o www.pem"
     )
     check = (
         f"openssl ocsp -issuer {ca}/issuing.pem -cert www.pem -CAfile {ca}/chain.pem "
-        f"-url {config.listen.public_url}/ocsp -no_nonce"
+        f"-url {config.listen.url}/ocsp -no_nonce"
     )
     serial = "$(openssl x509 -in www.pem -noout -serial | cut -d= -f2)"
     revoke = (
@@ -26,7 +26,7 @@ def banner(config: Config) -> str:
     return f"""
 certmill is ready. Home: {config.home}
   API     {api}  (client certificate required; documentation at /docs)
-  public  {config.listen.public_url}  (/ocsp, /crl/issuing.crl, /ca/issuing.cer)
+  public  {config.listen.url}  (/ocsp, /crl/issuing.crl, /ca/issuing.cer)
   admin   http://{config.listen.admin}  (/metrics, /healthz, /readyz, /docs)
 
 Try it. Issue a certificate:

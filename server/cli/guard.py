@@ -9,10 +9,10 @@ from server.config import Config, environment, load_config
 from server.errors import AlreadyRunning, ConfigError, ServerError, StartRefused
 from server.notify import notify
 from server.supervisor import EXIT_CONFIG, EXIT_TEMPORARY, PIN_REFUSED
-from signer_pool.errors import PinRejected, SignerPoolError
+from signer_pool.errors import KeyMismatch, PinRejected, SignerPoolError
 
 # What an operator must mend before another start can succeed. The rest may heal: the supervisor tries again.
-_FINAL = (ConfigError, AlreadyRunning, PinRejected, ListenError, StartRefused)
+_FINAL = (ConfigError, AlreadyRunning, PinRejected, KeyMismatch, ListenError, StartRefused)
 _OURS = (ServerError, SignerPoolError, OcspError)
 
 

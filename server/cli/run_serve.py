@@ -31,7 +31,10 @@ def serve() -> int:
         home.create()
         with exclusive(home, SUPERVISOR):  # before anything is bound, unlinked or asked for
             with exclusive(home, AUTHORITY, patience_s=_STOPPING_S):
-                pass  # the authority of an earlier supervisor that was killed is gone
+                # The authority of an earlier supervisor that was killed is gone. A person who starts us may have
+                # mended a token instead of its PIN: each PIN may be tried once again. A service manager has not.
+                if sys.stdin.isatty():
+                    home.refused_pins.unlink(missing_ok=True)
             require_free(home, config.listen.public)
             supervisor = Supervisor(
                 home=home,

@@ -1,4 +1,4 @@
-"""Which tokens the settings name, how to open them, and which keys the database expects in them.
+"""Which tokens the settings name, and how to open them.
 
 Nothing here writes: no token is initialised, no PIN is drawn, no directory is made, no lock is taken. So all of it
 may be used while certmill serves.
@@ -6,30 +6,34 @@ may be used while certmill serves.
 
 import enum
 import socket
-import sqlite3
 from collections.abc import Callable, Mapping
-from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import msgspec
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from sqlalchemy import select
 from structlog.typing import FilteringBoundLogger
 
 from server.config import Config
-from server.errors import ConfigError, StorageError
+from server.errors import ConfigError
 from server.home import Home
+from server.keys.certified import certified_keys
 from server.keys.pin import read_pin
-from server.keys.token import SOFTHSM_MODULES, prepare_token
+from server.keys.token import SOFTHSM_MODULES, module_fault, prepare_token, require_own_pin, setting_of
 from server.settings.signer import TokenSection
-from server.storage.schema import issuers
 from signer_pool.ckr import TOKEN_NOT_PRESENT
 from signer_pool.errors import LaneStartError, PinRejected
 from signer_pool.lane_config import LaneConfig, Pkcs11LaneConfig
 from signer_pool.pkcs11_uri import Pkcs11Uri
+
+__all__ = [
+    "Problem",
+    "ProblemKind",
+    "TokenSource",
+    "certified_keys",
+    "is_serving",
+    "not_initialised",
+    "token_sources",
+]
 
 _OWN_LABEL = "certmill"  # what `certmill init` calls the token that it makes
 _LIBRARY_LOAD_FAILED = 0x1B7
@@ -83,7 +87,9 @@ def token_sources(
 ) -> list[TokenSource]:
     """Return every configured token; `ask` gets the name of a token whose PIN somebody has to type.
 
-    What is wrong with one token is told in its place. Raises `ConfigError` when the home has no token yet.
+    What is wrong with one token is told in its place. Raises `ConfigError` when the home has no token yet, or has
+    its keys in tokens that the settings no longer name; `LaneStartError` when its own token's PIN is gone;
+    `StorageError`.
     """
     home = Home(config.home)
     if not config.tokens:
@@ -91,31 +97,9 @@ def token_sources(
 
     def pin_of(token: TokenSection, number: int) -> str:
         prompt = partial(ask, token.token_name)
-        return read_pin(token.pin_source, environ, prompt, setting=f"tokens[{number}].pin")
+        return read_pin(token.pin_source, environ, prompt, setting=setting_of(token, number, "pin"))
 
     return [_named_token(config, number, pin_of, logger) for number in range(len(config.tokens))]
-
-
-def certified_keys(home: Home) -> dict[str, bytes]:
-    """Return the SubjectPublicKeyInfo (DER) in each CA certificate of the database, by the key's name.
-
-    Empty before `certmill init`. Raises `StorageError`.
-    """
-    if not home.database.exists():
-        return {}
-    # A WAL database cannot be read without its -shm, which a reader would make. Without a -wal nobody has it open,
-    # and the file alone is all of it.
-    beside = home.database.with_name(home.database.name + "-wal")
-    how = "mode=ro" if beside.exists() else "immutable=1"
-    try:
-        with closing(sqlite3.connect(f"{home.database.as_uri()}?{how}", uri=True)) as connection:
-            has_table = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?"
-            if connection.execute(has_table, (issuers.name,)).fetchone() is None:
-                return {}
-            rows = connection.execute(str(select(issuers.c.key_label, issuers.c.certificate_der))).fetchall()
-            return {name: _spki_der(der) for name, der in rows}
-    except (sqlite3.Error, ValueError) as error:
-        raise StorageError(f"database {home.database}: {error}") from None
 
 
 def is_serving(home: Home) -> bool:
@@ -153,12 +137,8 @@ def _named_lane(
     config: Config, number: int, pin_of: Callable[[TokenSection, int], str], logger: FilteringBoundLogger
 ) -> LaneConfig | Problem:
     token = config.tokens[number]
-    module = Path(token.address.module_path or "")
-    # Before the PIN: nobody should type one for nothing.
-    if not module.is_file():
-        where = f"setting tokens[{number}].uri: module-path {module}"
-        text = f"{where} is not there; name your HSM's PKCS #11 library"
-        return Problem(kind=ProblemKind.MODULE, text=text)
+    if fault := module_fault(token, number):  # before the PIN: nobody should type one for nothing
+        return Problem(kind=ProblemKind.MODULE, text=fault)
     try:
         pin = pin_of(token, number)
     except ConfigError as error:
@@ -168,7 +148,7 @@ def _named_lane(
 
 
 def _own_token(config: Config, home: Home, logger: FilteringBoundLogger) -> TokenSource:
-    """Find the token that `certmill init` has made; raises `ConfigError` if it has not.
+    """Find the token that `certmill init` has made; raises as `token_sources` if it has not.
 
     As `prepare_token`, which would make what is missing, and writes SoftHSM's configuration anew each time.
     """
@@ -179,6 +159,8 @@ def _own_token(config: Config, home: Home, logger: FilteringBoundLogger) -> Toke
     pin = home.secrets / "pin"
     try:
         if not refused and not (pin.exists() and made.exists()):
+            if (home.ca / "root.pem").exists() or certified_keys(home):  # `holds_ca` may leave a -wal behind
+                require_own_pin(home)
             raise ConfigError(not_initialised(home))
         if module is None:
             (lane, *_) = prepare_token(config, home, logger, {})
@@ -202,8 +184,3 @@ def _own_token(config: Config, home: Home, logger: FilteringBoundLogger) -> Toke
         lanes=config.signer.lanes,
         lane=lane,
     )
-
-
-def _spki_der(certificate_der: bytes) -> bytes:
-    key = x509.load_der_x509_certificate(certificate_der).public_key()
-    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)

@@ -31,6 +31,10 @@ def judge(
             checks.append(_check(name, None, CheckName.OPEN, one.problem, ""))
             continue
         checks.append(_check(name, None, CheckName.OPEN, None, f"opens: {one.describes_itself}"))
+        twins = [other.source.name for other in _others(one, inspections) if _place(other) == _place(one)]
+        if twins:
+            text = f"is the same token as {', '.join(twins)}: named twice it does not make two; remove one of them"
+            checks.append(_check(name, None, CheckName.TOKENS, Problem(kind=ProblemKind.TOKEN, text=text), ""))
         for key, uri in wanted.items():
             checks += _judge_key(one, _others(one, inspections), key, uri, certified.get(key))
     return checks
@@ -99,6 +103,13 @@ def _check(token: str, key: str | None, check: CheckName, problem: Problem | Non
 def _others(one: Inspection, inspections: Sequence[Inspection]) -> list[Inspection]:
     """Return the other tokens that could be opened."""
     return [other for other in inspections if other is not one and other.problem is None]
+
+
+def _place(one: Inspection) -> tuple[object, ...]:
+    """Return what tells one physical token from another."""
+    lane = one.source.lane
+    env = None if isinstance(lane, Problem) else lane.env
+    return one.describes_itself, one.facts.slot_id, env
 
 
 def _row(one: Inspection, others: Sequence[Inspection], wanted: Mapping[str, str]) -> TokenRow:

@@ -5,6 +5,7 @@ intent, sign, assemble and compare, issued, publish. Nothing is signed before it
 nothing is released before it is durable as issued (7) and answered for (8).
 """
 
+import asyncio
 import datetime as dt
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -52,6 +53,7 @@ class IssuanceService:
         self._pool = pool
         self._publisher = publisher
         self._backdate = dt.timedelta(seconds=settings.backdate_s)
+        self._sign_deadline_s = settings.sign_deadline_s
         self._clock = ground.clock
         self._metrics = ground.metrics
         self._logger = ground.logger
@@ -114,10 +116,14 @@ class IssuanceService:
             await self._records.record_intents(batch, epoch(self._clock()))
             try:
                 # Step 5: sign the certificates, then their OCSP responses.
+                due = asyncio.get_running_loop().time() + self._sign_deadline_s
                 signatures = await self._pool.sign_many(
-                    self._key_label, [p.certificate.tbs for p in batch], Priority.INTERACTIVE
+                    self._key_label,
+                    [p.certificate.tbs for p in batch],
+                    Priority.INTERACTIVE,
+                    deadline_s=self._sign_deadline_s,
                 )
-                responses = await self._sign_responses(batch)
+                responses = await self._sign_responses(batch, due - asyncio.get_running_loop().time())
                 # Step 6: assemble, and compare with what was linted (the pool has verified the signatures).
                 finished = [
                     self._finish(p, signature, response)
@@ -134,10 +140,10 @@ class IssuanceService:
             self._metrics.certificates_issued.labels(p.certificate.profile.identity).inc()
         return [_issued(f) for f in finished]
 
-    async def _sign_responses(self, batch: Sequence[PreparedOrder]) -> list[SignedResponse]:
+    async def _sign_responses(self, batch: Sequence[PreparedOrder], deadline_s: float) -> list[SignedResponse]:
         presigner = self._publisher.presigner
         prepared = [presigner.prepare(CertificateStatus(serial=p.certificate.serial), "sha1") for p in batch]
-        return await presigner.sign(prepared, Priority.NEW_OCSP)
+        return await presigner.sign(prepared, Priority.NEW_OCSP, deadline_s=deadline_s)
 
     def _finish(self, prepared: PreparedOrder, signature: bytes, response: SignedResponse) -> Finished:
         certificate_der = assemble_certificate(prepared.certificate, self._issuer, signature)

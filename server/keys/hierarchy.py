@@ -4,6 +4,7 @@ Each certificate follows the order of all issuing: a durable intent, the signatu
 A crash in between leaves an intent that the next start closes, and the step is done again with the same key.
 """
 
+import asyncio
 import datetime as dt
 import hashlib
 from dataclasses import dataclass
@@ -25,7 +26,9 @@ from server.audit.log import AuditEntry, append
 from server.clock import Clock, epoch
 from server.config import Config
 from server.errors import ConfigError
+from server.home import Home
 from server.issuance.serial import new_serial
+from server.keys.certified import replace_responder
 from server.storage.database import Database
 from server.storage.schema import State, certificates, issuers
 from signer_pool.pool import Priority, SignerPool
@@ -34,6 +37,8 @@ ROOT, ISSUING, OCSP = "root", "issuing", "ocsp"
 RESPONDER_RENEWAL = dt.timedelta(days=30)
 _BACKDATE = dt.timedelta(minutes=5)
 _YEAR = dt.timedelta(days=365)
+_KEYS_NAMED = 20
+_TOKENS_DEADLINE_S = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +63,7 @@ class HierarchyBuilder:
         ca = self._config.ca
         root = await self._ensure_ca(ROOT, ca.root_key, _YEAR * ca.root_years, issuer=None)
         issuing = await self._ensure_ca(ISSUING, ca.issuing_key, _YEAR * ca.issuing_years, issuer=root)
-        await self._ensure_key(OCSP, ca.ocsp_key)
+        await self._ensure_responder_key(ca.ocsp_key)
         return Hierarchy(root=root, issuing=issuing)
 
     async def ensure_responder(self, issuing: Issuer) -> x509.Certificate:
@@ -96,20 +101,37 @@ class HierarchyBuilder:
             der = await self._issue_ca(label, key, lifetime, issuer=issuer)
         found = self._describe(label, x509.load_der_x509_certificate(der))
         if label not in self._pool.labels():
-            raise ConfigError(
-                f"setting keys.{label}: no token holds this key, which the database of this home needs; "
-                "connect the token that this certmill was initialised with, or correct [[tokens]] and [keys]"
-            )
+            raise ConfigError(self._why_missing(label))
         self._pool.pin_key(label, found.public_key)
         return found
+
+    async def _ensure_responder_key(self, algorithm: KeyAlgorithm) -> None:
+        """Make the responder's key if every token lacks it, be it that the one with a certificate is lost."""
+        if OCSP not in self._pool.labels():
+            await self._pool.all_tokens_seen(deadline_s=_TOKENS_DEADLINE_S)
+        if OCSP not in self._pool.labels():
+            home = Home(self._config.home)
+            await asyncio.to_thread(replace_responder, home, issuer=ISSUING)
+            await self._pool.generate_key(OCSP, algorithm)
 
     async def _ensure_key(self, label: str, algorithm: KeyAlgorithm) -> SigningPublicKey:
         if label in self._pool.labels():
             return self._pool.public_key(label)
         return await self._pool.generate_key(label, algorithm)
 
+    def _why_missing(self, label: str) -> str:
+        keys = sorted(self._pool.labels())
+        more = f" and {len(keys) - _KEYS_NAMED} more" if len(keys) > _KEYS_NAMED else ""
+        there = ", ".join(map(repr, keys[:_KEYS_NAMED])) + more
+        return (
+            f"setting keys.{label}: no token holds the key {getattr(self._config.keys, label)}, which the "
+            f"database of this home needs; the tokens have {there or 'no keys at all'}; connect the token that "
+            "this certmill was initialised with, or correct [[tokens]] and [keys]; `certmill token check` tells "
+            "what each token lacks"
+        )
+
     def _describe(self, label: str, certificate: x509.Certificate) -> Issuer:
-        url = self._config.listen.public_url
+        url = self._config.listen.url
         return Issuer.of(
             certificate,
             ocsp_url=f"{url}/ocsp",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from structlog.typing import FilteringBoundLogger
 
-from server.config import Config
+from server.config import Config, environment, settings_file
 from server.errors import ConfigError, StorageError
 from server.home import Home, write_file
 from server.keys.pin import PROMPT, PinError, read_pin
@@ -36,7 +36,9 @@ def ask_pins(config: Config, ask: Callable[[str], str]) -> dict[str, str]:
     Blocking; raises `ConfigError`.
     """
     return {
-        token.token_name: read_pin(PROMPT, {}, partial(ask, token.token_name), setting=f"tokens[{number}].pin")
+        token.token_name: read_pin(
+            PROMPT, {}, partial(ask, token.token_name), setting=setting_of(token, number, "pin")
+        )
         for number, token in enumerate(config.tokens)
         if token.pin_source == PROMPT
     }
@@ -49,7 +51,10 @@ def read_pins(config: Config, environ: Mapping[str, str], typed: Mapping[str, st
     """
     return {
         token.token_name: read_pin(
-            token.pin_source, environ, partial(_typed, typed, token.token_name), setting=f"tokens[{number}].pin"
+            token.pin_source,
+            environ,
+            partial(_typed, typed, token.token_name),
+            setting=setting_of(token, number, "pin"),
         )
         for number, token in enumerate(config.tokens)
     }
@@ -72,6 +77,24 @@ def prepare_token(
     return lanes
 
 
+def setting_of(token: TokenSection, number: int, key: str) -> str:
+    """Name a setting of a token for an error, and the token with it."""
+    return f"tokens[{number}].{key} (token {token.token_name!r})"
+
+
+def module_fault(token: TokenSection, number: int) -> str | None:
+    """Say why the PKCS #11 library of a named token cannot be used; None if its file is there. Blocking."""
+    module = Path(token.address.module_path or "")
+    try:
+        if module.is_file():
+            return None
+        fault = "is not a file" if module.exists() else "is not there"
+    except OSError as error:
+        fault = f"cannot be read ({error.strerror})"
+    where = f"setting {setting_of(token, number, 'uri')}: module-path {module}"
+    return f"{where} {fault}; name your HSM's PKCS #11 library"
+
+
 def _typed(typed: Mapping[str, str], token: str) -> str:
     if token not in typed:
         raise PinError(f"no PIN of token {token!r} came over standard input")
@@ -80,13 +103,10 @@ def _typed(typed: Mapping[str, str], token: str) -> str:
 
 def _named_token(config: Config, number: int, token: TokenSection, pin: str) -> Pkcs11LaneConfig:
     address = token.address
-    module = Path(address.module_path or "")
-    if not module.is_file():
-        raise ConfigError(
-            f"setting tokens[{number}].uri: module-path {module} is not there; name your HSM's PKCS #11 library"
-        )
+    if fault := module_fault(token, number):
+        raise ConfigError(fault)
     return Pkcs11LaneConfig(
-        module_path=str(module),
+        module_path=address.module_path or "",
         token_label=address.token or "",
         pin=pin,
         name=token.token_name,
@@ -100,8 +120,10 @@ def _named_token(config: Config, number: int, token: TokenSection, pin: str) -> 
 
 def _own_token(config: Config, home: Home, logger: FilteringBoundLogger) -> LaneConfig:
     module = _own_module(config.signer.kind)
-    has_ca = holds_ca(home)  # if so, nothing is made below in the place of what is missing
-    pin = _secret(home.secrets / "pin", may_draw=not has_ca)
+    has_ca = holds_ca(home)
+    if has_ca:  # nothing is made below in the place of what is missing
+        require_own_pin(home)
+    pin = _secret(home.secrets / "pin")
     keys = config.keys.matches()
     if module is None:
         if keys:
@@ -116,7 +138,7 @@ def _own_token(config: Config, home: Home, logger: FilteringBoundLogger) -> Lane
     if not token_exists(str(module), _OWN_LABEL, env):
         if has_ca:
             raise _missing_token(home)
-        initialise_token(str(module), _OWN_LABEL, _secret(home.secrets / "so-pin", may_draw=True), pin, env)
+        initialise_token(str(module), _OWN_LABEL, _secret(home.secrets / "so-pin"), pin, env)
         logger.info("token initialised", module=str(module), label=_OWN_LABEL)
     return Pkcs11LaneConfig(module_path=str(module), token_label=_OWN_LABEL, pin=pin, env=env, keys=keys)
 
@@ -137,6 +159,24 @@ def holds_ca(home: Home) -> bool:
             return bool(tables.fetchone()) and bool(database.execute("select 1 from issuers").fetchone())
     except sqlite3.Error as error:
         raise StorageError(f"database {home.database}: {error}") from None
+
+
+def require_own_pin(home: Home) -> None:
+    """Refuse a home that holds a CA, names no tokens, and lacks the PIN of a token of its own. Changes nothing.
+
+    Raises `LaneStartError` if there is something that the PIN belongs to. If there is nothing, the keys are in an
+    HSM, and somebody took its [[tokens]] out of the settings: `ConfigError`.
+    """
+    pin = home.secrets / "pin"
+    if pin.exists():
+        return
+    if any((home.token / "tokens").glob("*")) or any(home.software_keys.glob("*.pem")):
+        raise LaneStartError(f"{pin}: the PIN of this CA's keys is missing; restore it from the backup")
+    raise ConfigError(
+        "setting tokens: this home's CA has its keys in tokens that are named under [[tokens]], and none is "
+        f"named; name them in {settings_file(home.root, environment())} (docs/hsm.md), or, if certmill kept the "
+        "keys itself, restore its PIN and its token from the backup"
+    )
 
 
 def _missing_token(home: Home) -> Exception:
@@ -174,11 +214,9 @@ def _softhsm_environment(home: Home) -> dict[str, str]:
     return {"SOFTHSM2_CONF": str(conf)}
 
 
-def _secret(path: Path, *, may_draw: bool) -> str:
+def _secret(path: Path) -> str:
     """Return the secret in a file of ours; at the first use it is drawn."""
     if not path.exists():
-        if not may_draw:
-            raise LaneStartError(f"{path}: the PIN of this CA's keys is missing; restore it from the backup")
         digits = "".join(secrets.choice("0123456789") for _ in range(_PIN_DIGITS))
         write_file(path, digits.encode(), mode=0o600)
     return path.read_text("ascii").strip()

@@ -8,6 +8,7 @@ from pathlib import Path
 from msgspec import inspect
 
 from server.settings.section import Section
+from server.settings.sources import line_of_single
 
 _MOVED = {
     "token": "is now [signer] (kind, lanes, batch_deadline_s) and, for an HSM, [[tokens]] (uri and pin instead of "
@@ -15,8 +16,15 @@ _MOVED = {
 }
 
 
-def moved(section: str) -> str | None:
-    """Say what became of a section that earlier versions had; None if it never was one."""
+def moved(section: str, table: object = None) -> str | None:
+    """Say what became of a section that earlier versions had; None if it never was one.
+
+    `table` is what stands in it: it may be a new section whose name was written wrongly.
+    """
+    if section == "token" and isinstance(table, list):
+        return "section [[token]]: no such section; did you mean [[tokens]]?"
+    if section == "token" and isinstance(table, dict) and "uri" in table:
+        return "section [token]: no such section; did you mean [[tokens]]?"
     return f"section [{section}] {_MOVED[section]}" if section in _MOVED else None
 
 
@@ -59,17 +67,23 @@ def no_such_variable(name: str, root: type[Section]) -> str:
     return f"no such setting; {remedy}"
 
 
-def toml_error(path: Path, text: str, error: tomllib.TOMLDecodeError) -> str:
-    """Make one line of a file that is no TOML; what stands twice is named."""
+def toml_error(path: Path, text: str, error: tomllib.TOMLDecodeError, root: type[Section]) -> str:
+    """Make one line of a file that is no TOML; what stands twice is named, and brackets that are wrong."""
     found = re.fullmatch(r"(Cannot declare|Cannot overwrite).*\(at line (\d+), .*\)", str(error))
     if not found:
         return f"{path}: not valid TOML: {error}"
     line = text.splitlines()[int(found[2]) - 1].partition("#")[0].strip()
+    section = line.strip("[] ")
+    title = _title(root, section)
+    single = line_of_single(text, section) if line.startswith("[") and title.startswith("[[") else 0
+    if single:
+        return f"{path}, line {single}: [{section}] must be written in double brackets, {title}, once for each"
     what = f"section {line}" if line.startswith("[") else line.partition("=")[0].strip()
     return f"{path}, line {found[2]}: {what} stands twice; leave one of them, with all that belongs to it"
 
 
 def _reason(reason: str, kind: inspect.Type | None) -> str:
+    reason = re.sub(r"^Expected `str( \| null)?`, got `\w+`$", "must be text in quotes", reason)
     if isinstance(kind, inspect.Metadata):
         described = (kind.extra_json_schema or {}).get("description", "")
         return f"must be {described}" if "regex" in reason and described else reason

@@ -62,6 +62,12 @@ class TokenSection(Section, frozen=True, kw_only=True):
         return Pkcs11Uri.parse(self.uri)
 
     @property
+    def place(self) -> tuple[str | int | None, ...]:
+        """What says which token it is: two that have the same place are one token."""
+        at = self.address
+        return at.module_path, at.token, at.serial, at.slot_id, at.manufacturer, at.model
+
+    @property
     def token_name(self) -> str:
         """The short name of the token: in metrics, in logs, when its PIN is asked for."""
         return self.name or self.address.token or ""
@@ -80,16 +86,24 @@ class KeysSection(Section, frozen=True, kw_only=True):
     ocsp: str = "pkcs11:object=ocsp"
 
     def __post_init__(self) -> None:
-        seen: dict[KeyMatch, str] = {}
         for name in self.__struct_fields__:
             key = _parse(name, getattr(self, name), _OF_KEYS, "[keys] is the same for all tokens; remove it")
             if not key.object and not key.id:
                 raise ValueError(f"{name}: say which key is meant: pkcs11:object=… (its label) or pkcs11:id=…")
             if key.type not in {None, "private"}:
                 raise ValueError(f"{name}: attribute type: it must be private; remove it")
-            other = seen.setdefault(self._match(name), name)
-            if other != name:
-                raise ValueError(f"{name}: this is the key of keys.{other}; each needs a key of its own")
+        self._check_different()
+
+    def _check_different(self) -> None:
+        seen: dict[KeyMatch, str] = {}
+        for name in self.__struct_fields__:
+            match = self._match(name)
+            other = seen.setdefault(match, name)
+            if other == name:
+                continue
+            is_default = match == KeyMatch(label=name)  # then it is the other one that somebody wrote
+            wrong, right = (other, name) if is_default else (name, other)
+            raise ValueError(f"{wrong}: this is the key of keys.{right}; each needs a key of its own")
 
     def matches(self) -> dict[str, KeyMatch]:
         """Return which key of a token goes by each name, where it is not simply the key of that label."""

@@ -30,6 +30,12 @@ class Sources:
         return f"a default; set it in {self.path} or by {variable}"
 
 
+def line_of_single(text: str, section: str) -> int:
+    """Return the line of the first `[section]` in single brackets, else 0."""
+    headers = ((number, _HEADER.match(line)) for number, line in enumerate(text.splitlines(), 1))
+    return next((n for n, found in headers if found and found[1] == "[" and _bare(found[2]) == section), 0)
+
+
 def _line_of(text: str, section: str, key: str) -> int:
     """Return the line of the key, else of its section, else 0. It knows TOML as people write it, no more."""
     at_section = 0
@@ -37,8 +43,8 @@ def _line_of(text: str, section: str, key: str) -> int:
         name = f"{inside}.{found}".strip(".")
         if key and name == f"{section}.{key}":
             return number
-        if not at_section and name == section:
-            at_section = number
+        if not at_section and name.startswith(section) and name[len(section) :][:1] in {"", ".", "["}:
+            at_section = number  # or of the first that belongs to it: token.kind = …, [token.x], [[token]]
     return at_section
 
 

@@ -155,6 +155,8 @@ class Commitments:
         was admitted and then failed is taken off too: an error on the small side, for a day at most.)
         """
         admitted = self._budget.admitted(ISSUING)
+        while self._bulk and self._bulk[-1][0] > now:  # the clock was set back
+            self._bulk.pop()
         self._bulk.append((now, admitted))
         while self._bulk[0][0] < now - _DAY_S:
             self._bulk.popleft()

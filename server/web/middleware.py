@@ -86,6 +86,11 @@ def _log(
         logger.info("request", **fields)
     elif response.status >= _SERVER_FAULT:
         bug = kind_of(failure).slug == "internal"
-        logger.error("request failed", error=str(failure), exc_info=failure if bug else None, **fields)
+        logger.error(
+            "request failed",
+            error=str(failure) or kind_of(failure).title,
+            exc_info=failure if bug else None,
+            **fields,
+        )
     else:
         logger.info("request refused", error=str(failure), **fields)

@@ -5,7 +5,9 @@ each is alone in a pool of its own. What the pool makes of it:
 
 - beside a token that is well no caller notices, but for the values that say "this cannot be signed";
 - alone, a token that broke once is healed before the callers' deadlines;
-- afterwards each token is up and signs; but one whose PIN was refused has failed and is never logged in again.
+- afterwards each token is up and signs; but one whose PIN was refused has failed and is never logged in again;
+- a process logs in once at most. What the session is merely said to be is healed in it; where its only session is
+  really gone the login is gone too (PKCS #11 §5.6), and a new process logs in.
 
 Every value at every place costs 1500 starts of a process, so one run takes two places together where it can: what a
 lane is answered when it replaces a lost session, its new process is answered again. Alone, the places before the
@@ -37,6 +39,7 @@ BATCH = 8
 DEADLINE_S = 10.0
 HOPELESS_DEADLINE_S = 0.5
 
+REOPENED = [row for row in TABLE.values() if row.action is Action.REOPEN]
 FINAL = [row for row in TABLE.values() if row.action is Action.NEVER]
 HEALING = [row for row in TABLE.values() if row.action is not Action.NEVER]
 # One value for each action; and a lane that believes that it is logged in must not come up without its keys.
@@ -50,7 +53,7 @@ class Place:
     """Where a token gives its value: in the `nth` call of the function and the `times` - 1 after it.
 
     `reopening`: while the lane replaces a session that it lost; `starting`: in a new process, the old one is
-    killed.
+    killed. `ends_session`: the session is really gone, and says so by the value.
     """
 
     function: str
@@ -58,9 +61,10 @@ class Place:
     times: int = 1
     reopening: bool = False
     starting: bool = False
+    ends_session: bool = False
 
     def arm(self, faults: Faults, code: int) -> None:
-        faults.arm(self.function, nth=self.nth, times=self.times, rv=code)
+        faults.arm(self.function, nth=self.nth, times=self.times, rv=code, invalidate=self.ends_session)
         if self.reopening:
             faults.arm("C_Sign", invalidate=True)
 
@@ -68,6 +72,10 @@ class Place:
 SIGNING = {
     "first sign": Place(function="C_Sign"),
     "sign amid a batch": Place(function="C_Sign", nth=4),
+}
+SESSION_ENDED = {
+    "first sign, session gone": Place(function="C_Sign", ends_session=True),
+    "sign amid a batch, session gone": Place(function="C_Sign", nth=4, ends_session=True),
 }
 OPENING = {"open": "C_OpenSession", "login": "C_Login", "find": "C_FindObjects"}
 SESSION_LOST = {f"{name}, session lost": Place(function=f, reopening=True) for name, f in OPENING.items()}
@@ -158,6 +166,8 @@ async def break_each(
 async def break_and_heal(broken: Broken, place: Place, rows: Sequence[Ckr]) -> None:
     """Break tokens, one for each row; see that only items failed that cannot be signed, and that all tokens heal."""
     before = [token.pids for token in broken.tokens]
+    logins = [token.faults.calls("C_Login") for token in broken.tokens]
+    starts = [token.faults.calls("C_Initialize") for token in broken.tokens]
     errors = await break_each(broken, place, rows)
     is_signing = place.function == "C_Sign"
     unsignable = sorted(row.name for row in rows if is_signing and row.name in ABOUT_THE_ITEM)
@@ -167,11 +177,16 @@ async def break_and_heal(broken: Broken, place: Place, rows: Sequence[Ckr]) -> N
         await until(partial(is_in, token, LaneState.READY, TokenState.UP), row.name)
         heals_in_lane = row.action in {Action.RETRY, Action.REOPEN} or row.name in ABOUT_THE_ITEM
         if is_signing:
-            assert (token.pids == pids) is heals_in_lane, row.name
+            assert (token.pids == pids) is (heals_in_lane and not place.ends_session), row.name
     signs = [token.faults.calls("C_Sign") for token in broken.tokens]
     assert await broken.sign() == []
     idle = [t.name for t, count in zip(broken.tokens, signs, strict=True) if t.faults.calls("C_Sign") == count]
     assert not idle, f"up, but signs nothing, after {[row.name for row in rows]}"
+    for token, row, pids, login, start in zip(broken.tokens, rows, before, logins, starts, strict=False):
+        given, started = token.faults.calls("C_Login") - login, token.faults.calls("C_Initialize") - start
+        assert given <= started, f"{row.name}: {given} logins of {started} processes"
+        if is_signing:
+            assert given == (token.pids != pids), row.name
 
 
 @pytest.mark.parametrize("place", SIGNING | BOTH)
@@ -193,6 +208,17 @@ async def test_lone_token_that_refuses_a_signature_is_healed_in_time(
             await break_and_heal(broken, SIGNING[place], HEALING[first : first + AT_A_TIME])
 
 
+@pytest.mark.parametrize("place", SESSION_ENDED)
+@pytest.mark.parametrize("beside", [True, False])
+async def test_lane_whose_only_session_is_gone_is_replaced(
+    original: ReplicaToken, tmp_path: Path, place: str, beside: bool
+) -> None:
+    async with broken_tokens(original, tmp_path, beside=beside, count=len(REOPENED)) as broken:
+        await break_and_heal(broken, SESSION_ENDED[place], REOPENED)
+        if beside:
+            broken.assert_nothing_signed_twice()
+
+
 async def test_lone_token_that_does_not_open_is_healed_in_time(original: ReplicaToken, tmp_path: Path) -> None:
     async with broken_tokens(original, tmp_path, beside=False, count=len(ONE_OF_EACH)) as broken:
         for place in (SESSION_LOST | NEW_PROCESS).values():
@@ -210,8 +236,8 @@ async def test_refused_pin_is_never_tried_again(original: ReplicaToken, tmp_path
             assert row.name in token.health.reason
         assert await broken.sign() == []
         broken.assert_nothing_signed_twice()
-        # It was given once more if the login was refused, or what comes after it in the new session.
-        given = int(where.function in {"C_Login", "C_FindObjects"})
+        # It was given once more if the login was refused, or what comes after it in the new process.
+        given = int(where.function == "C_Login" or (where.function == "C_FindObjects" and where.starting))
         for token, row, before in zip(broken.tokens, FINAL, logins, strict=True):
             assert token.faults.calls("C_Login") - before == given, row.name
 

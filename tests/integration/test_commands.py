@@ -1,5 +1,6 @@
 """The command line: one clear line for what an operator can mend, exit code 78, never a traceback."""
 
+import json
 import os
 import pty
 import re
@@ -17,6 +18,8 @@ import pytest
 from server import __version__
 from server.supervisor import EXIT_CONFIG, EXIT_TEMPORARY
 from tests.support.certmill import RunningCertmill
+from tests.support.faulty_module import Faults, build
+from tests.support.token_site import Site
 from tests.unit.signer_pool.lanes import MODULE, PIN, softhsm_token
 
 URI = "pkcs11:token=hsm"
@@ -71,7 +74,7 @@ def test_wrong_setting_is_one_line(tmp_path: Path, command: str) -> None:
 @pytest.mark.parametrize("command", ["serve", "init", "authority"])
 def test_pin_to_be_typed_needs_a_terminal(tmp_path: Path, command: str) -> None:
     told = one_line(certmill(tmp_path, command, stdin="1234\n", signer_kind="auto", tokens=PROMPTED))
-    assert "setting tokens[0].pin: there is no terminal to ask on" in told
+    assert "setting tokens[0].pin (token 'hsm'): there is no terminal to ask on" in told
 
 
 def test_pins_on_standard_input_must_be_those_of_the_tokens(tmp_path: Path) -> None:
@@ -81,15 +84,15 @@ def test_pins_on_standard_input_must_be_those_of_the_tokens(tmp_path: Path) -> N
         )
 
     assert "option --pins-on-stdin: standard input must be one JSON object" in told("739155\n")
-    assert "setting tokens[0].pin: no PIN of token 'hsm'" in told('{"other": "739155"}\n')
-    assert "setting tokens[0].pin: what was entered is empty" in told('{"hsm": ""}\n')
+    assert "setting tokens[0].pin (token 'hsm'): no PIN of token 'hsm'" in told('{"other": "739155"}\n')
+    assert "setting tokens[0].pin (token 'hsm'): what was entered is empty" in told('{"hsm": ""}\n')
 
 
 @pytest.mark.parametrize("command", ["serve", "init", "authority"])
 def test_pin_file_that_cannot_be_used_is_one_line(tmp_path: Path, command: str) -> None:
     pin = tmp_path / "pin"
     tokens = f"{URI}?module-path={MODULE}&pin-source=file:{pin}"
-    assert f"setting tokens[0].pin: {pin} cannot be read" in one_line(
+    assert f"setting tokens[0].pin (token 'hsm'): {pin} cannot be read" in one_line(
         certmill(tmp_path, command, signer_kind="auto", tokens=tokens)
     )
     pin.write_text("739155")
@@ -101,7 +104,7 @@ def test_module_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "pin").touch(mode=0o600)
     (tmp_path / "pin").write_text("739155")
     tokens = f"{URI}?module-path=/no/hsm.so&pin-source=file:{tmp_path}/pin"
-    assert "setting tokens[0].uri: module-path /no/hsm.so is not there" in one_line(
+    assert "setting tokens[0].uri (token 'hsm'): module-path /no/hsm.so is not there" in one_line(
         certmill(tmp_path, "init", signer_kind="auto", tokens=tokens)
     )
 
@@ -212,6 +215,7 @@ def test_lost_pin_is_not_drawn_anew(tmp_path: Path) -> None:
     pin = tmp_path / "secrets/pin"
     pin.rename(tmp_path / "aside")
     assert f"{pin}: the PIN of this CA's keys is missing" in one_line(certmill(tmp_path, "init"), EXIT_TEMPORARY)
+    assert f"{pin}: the PIN of this CA's keys is missing" in one_line(certmill(tmp_path, "token", "check"), 1)
     assert not pin.exists()
 
 
@@ -226,6 +230,37 @@ def test_token_with_another_pin_is_told_and_tried_once(tmp_path: Path) -> None:
     assert certmill(tmp_path, "init").returncode == 0
     (tmp_path / "secrets/pin").write_text("0" * 16)
     assert "software" in one_line(certmill(tmp_path, "authority"))
+
+
+def test_pins_that_every_token_refused_are_not_tried_again(tmp_path: Path) -> None:
+    site, faults, module = Site.make(tmp_path / "site"), Faults(tmp_path), build()
+    memory = site.home / "run/refused-pins.json"
+    tokens = f"{site.uri('a', module)} {site.uri('b', module)}"
+    settings = {"CERTMILL_TOKENS": tokens, **site.softhsm, **faults.env}
+
+    def start(command: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [sys.executable, "-m", "server", command],
+            env={**RunningCertmill(site.home).environ, **settings},
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+
+    for token in "ab":
+        site.write_pin(token, f"wrong-{token}")
+    first = one_line(start("authority"))
+    assert re.match("certmill: token '[ab]' of .* the PIN was refused", first)
+    assert f"delete {memory}" not in first
+    assert faults.calls("C_Login") == 2
+    opened = faults.calls("C_Initialize")
+    for command in ("authority", "init", "authority"):
+        again = one_line(start(command))
+        assert re.match("certmill: token '[ab]' of .* the PIN was refused", again)
+        assert f"delete {memory} to try the same PIN again" in again
+    assert (faults.calls("C_Login"), faults.calls("C_Initialize")) == (2, opened)
+    site.write_pin("b", PIN)
+    assert start("init").returncode == 0
+    assert faults.calls("C_Login") >= 3
+    assert list(json.loads(memory.read_text())) == ["a"]
 
 
 def test_second_authority_of_a_home_is_refused(tmp_path: Path) -> None:

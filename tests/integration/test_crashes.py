@@ -19,7 +19,10 @@ from cryptography.x509 import ocsp
 from tests.support.authority import Table
 from tests.support.ca import make_csr
 from tests.support.certmill import Reply, RunningCertmill, certmill
+from tests.support.faulty_module import Faults, build
 from tests.support.ocsp_client import ask, ocsp_request_der
+from tests.support.token_site import Site
+from tests.unit.signer_pool.lanes import PIN
 
 
 @pytest.fixture
@@ -207,7 +210,8 @@ def test_a_lost_response_store_is_rebuilt_from_the_database(home: Path) -> None:
 
 
 def test_a_dead_token_is_told_and_nothing_is_released_until_it_lives(home: Path) -> None:
-    with certmill(home, CERTMILL_SIGNER_KIND="software", CERTMILL_LISTEN_REQUEST_DEADLINE_S="1") as server:
+    deadlines = {"CERTMILL_LISTEN_REQUEST_DEADLINE_S": "1", "CERTMILL_ISSUANCE_SIGN_DEADLINE_S": "0.9"}
+    with certmill(home, CERTMILL_SIGNER_KIND="software", **deadlines) as server:
         keys = home / "software-keys"
         keys.rename(home / "aside")
         for pid in server.pids("signer_pool.lane_process"):
@@ -326,4 +330,45 @@ def test_a_pin_refused_at_a_restart_is_tried_once_and_stops_no_worker(home: Path
         began = time.monotonic()
         party.keeps_getting_answers_until(lambda: time.monotonic() > began + 2)
         assert server.pids("-m server authority") == []
+        assert server.stop() == 0
+
+
+def restart_authority(running: RunningCertmill) -> None:
+    """kill -9 it, and wait until its successor is ready."""
+    killed = kill(running, "-m server authority")
+    deadline = time.monotonic() + 30
+    while running.pids("-m server authority") in ([], [killed]):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    running.wait_ready()
+
+
+def test_a_pin_that_one_of_two_tokens_refused_is_not_tried_by_any_restart(tmp_path: Path) -> None:
+    site, faults, module = Site.make(tmp_path / "site"), Faults(tmp_path), build()
+    site.write_pin("a", "wrong-pin")
+    tokens = f"{site.uri('a', module)} {site.uri('b')}"  # so that a's logins alone are counted
+    with certmill(site.home, CERTMILL_TOKENS=tokens, **site.softhsm, **faults.env) as server:
+        for _ in range(2):
+            restart_authority(server)
+            assert faults.calls("C_Login") == 1
+        memory = site.home / "run/refused-pins.json"
+        (reason,) = server.admin("/readyz").json["reasons"]
+        assert reason.startswith("token a is failed: token 'a' of ")
+        assert reason.endswith(f"it was refused at an earlier start: delete {memory} to try the same PIN again")
+        assert told(server, f"delete {memory} to try this PIN again", '"token": "a"') == 1
+        assert "wrong-pin" not in memory.read_text() + server.log.read_text()
+        assert server.stop() == 0
+        server.start()  # by a service manager, which has mended nothing
+        assert server.stop() == 0
+        assert faults.calls("C_Login") == 1
+        memory.unlink()
+        server.start()
+        while faults.calls("C_Login") == 1:
+            time.sleep(0.02)
+        site.write_pin("a", PIN)
+        restart_authority(server)
+        deadline = time.monotonic() + 30
+        while server.admin("/readyz").json["reasons"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
         assert server.stop() == 0

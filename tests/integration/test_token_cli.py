@@ -119,6 +119,30 @@ def test_pin_of_the_home_that_cannot_be_read_is_one_line(tmp_path: Path) -> None
     assert f"{tmp_path}/secrets/pin cannot be read" in done.stderr
 
 
+@pytest.mark.parametrize("kind", ["auto", "software"])
+def test_tokens_that_the_settings_no_longer_name_are_asked_for(site: Site, kind: str) -> None:
+    env = environ(site.home, signer_kind=kind)
+    before = contents(site.home)
+    for arguments in (("token", "list"), ("token", "check"), ("token", "benchmark"), ("init",), ("serve",)):
+        done = run(env, *arguments, expect=EXIT_CONFIG)
+        (told,) = (line for line in done.stderr.splitlines() if not line.startswith("{"))
+        assert told.startswith(
+            "certmill: setting tokens: this home's CA has its keys in tokens that are named under"
+        )
+        assert f"none is named; name them in {site.home}/certmill.toml (docs/hsm.md)" in told
+        assert done.stdout == ""
+    made = contents(site.home).keys() - before.keys()
+    assert {path.removeprefix(f"{site.home}/").partition("/")[0] for path in made} <= {"run", "responses"}
+
+
+def test_tokens_are_asked_for_by_the_database_alone_and_nothing_is_written(site: Site) -> None:
+    (site.home / "ca/root.pem").unlink()
+    before = contents(site.home)
+    done = run(environ(site.home), "token", "check", expect=EXIT_CONFIG)
+    assert "none is named; name them in" in done.stderr
+    assert contents(site.home) == before
+
+
 def test_list_compares_the_keys_of_two_tokens(site: Site) -> None:
     site.alter("b", Key().row("ocsp"), Key().row("vpn"), destroy=("ocsp", "issuing"))
     a, b = parsed(site.token("list", "--json"), LIST_SCHEMA)["tokens"]
@@ -167,6 +191,10 @@ def test_key_that_all_tokens_lack(site: Site, tmp_path: Path) -> None:
     checks = site.checks()
     assert failed(checks) == {(token, "issuing", "sign"): "key" for token in ("a", "b")}
     assert "connect the token that this certmill was initialised with" in checks["a", "issuing", "sign"]["text"]
+    told = run(site.environ(), "init", expect=EXIT_CONFIG).stderr
+    assert "setting keys.issuing: no token holds the key pkcs11:object=issuing, which the database" in told
+    assert "; the tokens have 'ocsp', 'root'; connect" in told
+    assert "`certmill token check` tells" in told
     # Another home over the same tokens was never initialised: there may be a key to make, but none to look for.
     elsewhere = {"CERTMILL_HOME": str(tmp_path / "elsewhere")}
     done = site.token("check", expect=1, env=elsewhere)
@@ -239,7 +267,7 @@ def test_token_that_cannot_be_opened_is_a_row_with_the_reason(site: Site) -> Non
     done = site.token("list", "--json", expect=1, TOKENS=" ".join(uris.values()))
     told = {token["name"]: token["problem"] for token in parsed(done, LIST_SCHEMA)["tokens"]}
     assert "module-path /no/hsm.so is not there" in told["m"]["text"]
-    assert f"setting tokens[2].pin: {site.directory}/pin-b is open to others" in told["b"]["text"]
+    assert f"setting tokens[2].pin (token 'b'): {site.directory}/pin-b is open to others" in told["b"]["text"]
     assert "no such token; is it connected?" in told["c"]["text"]
     assert "/lib/x86_64-linux-gnu/libc.so.6" in told["a"]["text"]
     kinds = {name: problem["kind"] for name, problem in told.items()}

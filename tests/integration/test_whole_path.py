@@ -142,15 +142,19 @@ def test_crl_numbers_only_grow(running: RunningCertmill, certificate: Path) -> N
 def test_the_three_printed_lines_work_as_printed(running: RunningCertmill, tmp_path: Path) -> None:
     lines = [line for line in running.log.read_text().splitlines() if re.match(r"(openssl|curl) ", line)]
     issue, check, revoke = lines[:3]
+    assert f"-url http://127.0.0.1:{running.public_port}/ocsp " in check
+    refused = run(issue.replace("profile=tls-server", "profile=none"), tmp_path, code=22)
+    assert "error: 4" in refused
+    assert "profile" in (tmp_path / "www.pem").read_text()
     run(issue, tmp_path)
     assert "www.pem: good" in run(check, tmp_path)
     assert '"reason":"superseded"' in run(revoke, tmp_path)
     assert "www.pem: revoked" in run(check, tmp_path)
 
 
-def run(line: str, directory: Path) -> str:
+def run(line: str, directory: Path, *, code: int = 0) -> str:
     done = subprocess.run(line, shell=True, cwd=directory, capture_output=True, text=True, timeout=30, check=False)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == code, done.stderr
     return done.stdout + done.stderr
 
 

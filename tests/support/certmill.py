@@ -63,7 +63,6 @@ class RunningCertmill:
             "CERTMILL_LISTEN_API": f"127.0.0.1:{self.api_port}",
             "CERTMILL_LISTEN_PUBLIC": f"127.0.0.1:{self.public_port}",
             "CERTMILL_LISTEN_ADMIN": f"127.0.0.1:{self.admin_port}",
-            "CERTMILL_LISTEN_PUBLIC_URL": f"http://127.0.0.1:{self.public_port}",
             **self.settings,
         }
 

@@ -62,10 +62,12 @@ def test_another_file_can_be_named(tmp_path: Path) -> None:
 
 URI = "pkcs11:token=hsm;serial=1?module-path=/opt/hsm.so"
 TOKEN = f"[[tokens]]\nuri = '{URI}'\n"
+OTHER = TOKEN.replace("serial=1", "serial=2")
 
 
 def test_tokens_are_named_by_uris_each_with_a_pin_and_perhaps_lanes_and_a_name(tmp_path: Path) -> None:
-    config = load(tmp_path, f"{TOKEN}pin = 'prompt'\n{TOKEN}pin = 'credential:hsm'\nlanes = 3\nname = 'second'\n")
+    other = f"{OTHER}pin = 'credential:hsm'\nlanes = 3\nname = 'second'\n"
+    config = load(tmp_path, f"{TOKEN}pin = 'prompt'\n{other}")
     first, second = config.tokens
     assert (first.token_name, first.pin_source, first.lanes) == ("hsm", "prompt", None)
     assert (second.token_name, second.pin_source, second.lanes) == ("second", "credential:hsm", 3)
@@ -136,9 +138,15 @@ def test_years_of_the_plan_are_added_to_the_default_ones(tmp_path: Path) -> None
         ("[ocsp]\nworkers = 1\n[log]\n[ocsp] # again\n", {}, ["line 4: section [ocsp] stands twice"]),
         ("[ocsp]\nworkers = 1\nworkers = 2", {}, ["line 3: workers stands twice"]),
         ("[token]\nkind = 'software'\n", {}, ["section [token] is now [signer]", "[[tokens]]", "line 1)"]),
+        ("\ntoken.kind = 'software'\n", {}, ["section [token] is now [signer]", "certmill.toml, line 2)"]),
         ("home = '/x'\n", {}, ["CERTMILL_HOME"]),
         ("ocsp = 1\n", {}, ["setting ocsp: must be a [section]"]),
         ("ocsp = 1\n", {"CERTMILL_OCSP_WORKERS": "1"}, ["setting ocsp: must be a [section]", "line 1)"]),
+        (
+            "[issuance]\nsign_deadline_s = 30\n",
+            {},
+            ["setting issuance.sign_deadline_s:", "smaller than listen.request_deadline_s", "line 2)"],
+        ),
         ("[crl]\ninterval_h = 24\nvalidity_h = 24\n", {}, ["setting crl.interval_h:", "line 2)"]),
         ("", {"CERTMILL_SIGNER_LANES": "0"}, ["signer.lanes", "(variable CERTMILL_SIGNER_LANES)"]),
         ("[signer]\nkind = 'hsm'\n", {}, ["signer.kind", "'hsm'; it is one of auto, pkcs11, software"]),
@@ -152,9 +160,14 @@ def test_years_of_the_plan_are_added_to_the_default_ones(tmp_path: Path) -> None
         (f"{TOKEN}pin = 'prompt'\nlanes = 65\n", {}, ["setting tokens[0].lanes:", "<= 64"]),
         (f"{TOKEN}pin = 'prompt'\nname = ''\n", {}, ["setting tokens[0].name:"]),
         (
-            f"{TOKEN}pin = 'prompt'\n{TOKEN}pin = 'prompt'\n",
+            f"{TOKEN}pin = 'prompt'\n{OTHER}pin = 'prompt'\n",
             {},
             ["setting tokens[1].name:", "'hsm' is taken", "line 4)"],
+        ),
+        (
+            f"{TOKEN}pin = 'prompt'\n[[tokens]]\nuri = '{URI.replace('hsm;', '%68sm;')}'\npin = 'file:/a'\nname = 'b'\n",
+            {},
+            ["setting tokens[1].uri: the same token as tokens[0];", "does not make two", "line 5)"],
         ),
         (
             f"{TOKEN}pin = 'prompt'\n{TOKEN}pim = 'prompt'\n",
@@ -163,6 +176,15 @@ def test_years_of_the_plan_are_added_to_the_default_ones(tmp_path: Path) -> None
         ),
         ("[[tokens]]\npin = 'prompt'\n", {}, ["setting tokens[0]:", "uri"]),
         ("[tokens]\nuri = 'pkcs11:'\n", {}, ["setting tokens:", "double brackets"]),
+        (f"\n[tokens]\nuri = 'pkcs11:'\n{TOKEN}", {}, ["line 2: [tokens] must be written in double brackets"]),
+        (f"{TOKEN}[ tokens ] # b\n", {}, ["line 3: [tokens] must be written in double brackets, [[tokens]]"]),
+        ("[ocsp]\nworkers = 1\n[[ocsp]]\n", {}, ["line 3: section [[ocsp]] stands twice"]),
+        ("[log]\n[[token]]\nuri = 'pkcs11:'\n", {}, ["section [[token]]: ", "mean [[tokens]]?", "line 2)"]),
+        ("[log]\n[token]\nuri = 'pkcs11:'\n", {}, ["section [token]: ", "mean [[tokens]]?", "line 2)"]),
+        ("[log]\n[[tokns]]\nuri = 'pkcs11:'\n", {}, ["setting tokns: ", "mean [[tokens]]?", "line 2)"]),
+        (f"{TOKEN}pin = 1111\n", {}, ["setting tokens[0].pin: must be text in quotes (", "line 3)"]),
+        ("[ca]\ncountry = 1\n", {}, ["setting ca.country: must be text in quotes (", "line 2)"]),
+        ("[log]\nlevel = 1\n", {}, ["setting log.level: must be text in quotes; it is one of debug"]),
         ("", {"CERTMILL_TOKENS": URI}, ["tokens[0].pin:", "pin-source in the URI", "(variable CERTMILL_TOKENS)"]),
         ("", {"CERTMILL_TOKENS": f"{URI}&pin-source=|/bin/x"}, ["tokens[0].uri:", "attribute pin-source"]),
         ("", {"CERTMILL_TOKENS": f"{URI}&pin-value=739155"}, ["tokens[0].uri:", "pin-value", "process lists"]),
@@ -182,13 +204,20 @@ def test_years_of_the_plan_are_added_to_the_default_ones(tmp_path: Path) -> None
         ("[keys]\nroot = 'pkcs11:'\n", {}, ["setting keys.root:", "object="]),
         ("[keys]\nroot = 'pkcs11:object=a;type=cert'\n", {}, ["setting keys.root:", "attribute type"]),
         ("[keys]\nroot = 'pkcs11:object=a;token=b'\n", {}, ["setting keys.root:", "attribute token", "remove"]),
-        ("[keys]\nroot = 'pkcs11:object=ocsp'\n", {}, ["setting keys.ocsp:", "keys.root"]),
+        ("[keys]\nroot = 'pkcs11:object=ocsp'\n", {}, ["setting keys.root:", "key of keys.ocsp;", "line 2)"]),
+        ("\n[keys]\nocsp = 'pkcs11:object=root'\n", {}, ["setting keys.ocsp:", "key of keys.root;", "line 3)"]),
+        (
+            "[keys]\nissuing = 'pkcs11:object=a'\nocsp = 'pkcs11:object=a'\n",
+            {},
+            ["setting keys.ocsp:", "key of keys.issuing;", "line 3)"],
+        ),
         ("[plan]\n2026 = 'many'\n", {}, ["setting plan.2026:", "int", "line 2)"]),
         ("[plan]\n2026 = -1\n", {}, ["setting plan.2026:", ">= 0"]),
         ("[weights]\ntax = 0\n", {}, ["setting weights.tax:", ">= 1", "line 2)"]),
         ("[plan]\nnext = 1\n", {}, ["setting plan.next:", "no year", "line 2)"]),
         ("plan = 1\n", {}, ["setting plan:", "[section]"]),
         ("[listen]\npublic_url = 'ftp://x'\n", {}, ["listen.public_url: must be an http(s) URL"]),
+        ("[listen]\npublic = '0.0.0.0:80'\n", {}, ["setting listen.public_url: must be set", "is 0.0.0.0:80,"]),
         ("not toml", {}, ["certmill.toml: not valid TOML"]),
         (
             "",
@@ -218,6 +247,37 @@ def test_a_setting_that_is_wrong_by_its_default_says_where_to_set_it(tmp_path: P
         ConfigError, match=r"setting crl\.interval_h: .*set it in .*toml or by CERTMILL_CRL_INTERVAL_H"
     ):
         load(tmp_path, CERTMILL_CRL_VALIDITY_H="24")
+
+
+def test_a_wildcard_needs_the_url_that_certificates_are_to_name(tmp_path: Path) -> None:
+    words = r"setting listen\.public_url: must be set .* \[::\]:80, .*set it in .*toml or by CERTMILL_LISTEN_PUBLIC_URL"
+    with pytest.raises(ConfigError, match=words):
+        load(tmp_path, CERTMILL_LISTEN_PUBLIC="[::]:80")
+
+
+@pytest.mark.parametrize(
+    ("public", "public_url", "url"),
+    [
+        ("127.0.0.1:8080", "", "http://127.0.0.1:8080"),
+        ("192.0.2.1:80", "", "http://192.0.2.1:80"),
+        ("[2001:db8::1]:80", "", "http://[2001:db8::1]:80"),
+        ("pki.gov:80", "", "http://pki.gov:80"),
+        ("192.0.2.1:80", "https://pki.gov/a", "https://pki.gov/a"),
+        ("0.0.0.0:80", "http://pki.gov", "http://pki.gov"),
+    ],
+)
+def test_the_url_in_certificates_follows_the_public_listener_unless_it_is_set(
+    tmp_path: Path, public: str, public_url: str, url: str
+) -> None:
+    config = load(tmp_path, CERTMILL_LISTEN_PUBLIC=public, CERTMILL_LISTEN_PUBLIC_URL=public_url)
+    assert config.listen.url == url
+
+
+def test_tokens_that_differ_in_anything_that_finds_them_are_two(tmp_path: Path) -> None:
+    uris = [URI, URI.replace(";", ";slot-id=1;"), URI.replace(";", ";model=m;"), URI.replace("/hsm.so", "/b.so")]
+    uris += [URI.replace(";", ";manufacturer=m;"), URI.replace("serial=1", "serial=2")]
+    toml = "".join(f"[[tokens]]\nuri = '{uri}'\npin = 'prompt'\nname = '{n}'\n" for n, uri in enumerate(uris))
+    assert len(load(tmp_path, toml).tokens) == len(uris)
 
 
 def test_refreshing_at_half_of_the_shortest_life_leaves_time_to_try_again(tmp_path: Path) -> None:

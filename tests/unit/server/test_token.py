@@ -1,8 +1,11 @@
 """Which tokens hold the keys, and what is said about it."""
 
+import errno
+import shutil
 import sqlite3
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -10,7 +13,7 @@ from server.config import Config, load_config
 from server.errors import ConfigError, StorageError
 from server.home import Home
 from server.keys import token
-from server.keys.token import ask_pins, holds_ca, prepare_token, read_pins
+from server.keys.token import ask_pins, holds_ca, module_fault, prepare_token, read_pins
 from signer_pool.errors import LaneStartError
 from signer_pool.lane_config import KeyMatch, LaneConfig, Pkcs11LaneConfig, SoftwareLaneConfig
 from signer_pool.software import SoftwareSession
@@ -100,8 +103,26 @@ def test_every_named_token_has_its_lanes(home: Home) -> None:
 
 def test_a_named_module_that_is_not_there_is_told(home: Home) -> None:
     config = settings(home, "[[tokens]]\nuri = 'pkcs11:token=a?module-path=/no/hsm.so&pin-source=prompt'\n")
-    with pytest.raises(ConfigError, match=r"setting tokens\[0\]\.uri: module-path /no/hsm\.so is not there"):
+    words = r"setting tokens\[0\]\.uri \(token 'a'\): module-path /no/hsm\.so is not there"
+    with pytest.raises(ConfigError, match=words):
         prepare(home, config, pins={"a": "1"})
+
+
+def test_a_named_module_that_is_a_directory_is_told(home: Home) -> None:
+    config = settings(home, f"[[tokens]]\nuri = 'pkcs11:token=a?module-path={home.root}&pin-source=prompt'\n")
+    with pytest.raises(ConfigError, match=rf"\(token 'a'\): module-path {home.root} is not a file; name your HSM"):
+        prepare(home, config, pins={"a": "1"})
+
+
+def test_a_named_module_that_cannot_be_looked_at_is_told(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, **_: object) -> NoReturn:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    config = settings(home, f"[[tokens]]\nuri = 'pkcs11:token=a?module-path={MODULE}&pin-source=prompt'\n")
+    monkeypatch.setattr(Path, "stat", refuse)
+    assert (module_fault(config.tokens[0], 0) or "").endswith(
+        f"module-path {MODULE} cannot be read (Permission denied); name your HSM's PKCS #11 library"
+    )
 
 
 def test_only_those_pins_are_asked_for_that_are_to_be_typed(home: Home) -> None:
@@ -120,11 +141,11 @@ def test_only_those_pins_are_asked_for_that_are_to_be_typed(home: Home) -> None:
     assert (asked, typed) == (["b"], {"b": "34"})
     environ = {"CREDENTIALS_DIRECTORY": str(home.root)}
     assert read_pins(config, environ, typed) == {"a": "12", "b": "34", "c": "12"}
-    with pytest.raises(ConfigError, match=r"setting tokens\[1\]\.pin: no PIN of token 'b'"):
+    with pytest.raises(ConfigError, match=r"setting tokens\[1\]\.pin \(token 'b'\): no PIN of token 'b'"):
         read_pins(config, environ, {})
-    with pytest.raises(ConfigError, match=r"setting tokens\[2\]\.pin: systemd"):
+    with pytest.raises(ConfigError, match=r"setting tokens\[2\]\.pin \(token 'c'\): systemd"):
         read_pins(config, {}, typed)
-    with pytest.raises(ConfigError, match=r"setting tokens\[1\]\.pin: what was entered is empty"):
+    with pytest.raises(ConfigError, match=r"setting tokens\[1\]\.pin \(token 'b'\): what was entered is empty"):
         ask_pins(config, lambda _: "")
 
 
@@ -191,9 +212,30 @@ def test_no_pin_is_drawn_in_the_place_of_one_that_guarded_a_ca(home: Home) -> No
     prepare(home, config)
     ca_in_database(home).close()
     (home.secrets / "pin").unlink()
-    with pytest.raises(LaneStartError, match=r"secrets/pin: the PIN of this CA's keys is missing; restore it"):
-        prepare(home, config)
-    assert not (home.secrets / "pin").exists()
+    for remains in (home.software_keys / "root.pem", home.token / "tokens"):
+        remains.mkdir()
+        (remains / "token").touch()
+        with pytest.raises(LaneStartError, match=r"secrets/pin: the PIN of this CA's keys is missing; restore it"):
+            prepare(home, config)
+        assert not (home.secrets / "pin").exists()
+        shutil.rmtree(remains)
+
+
+@pytest.mark.parametrize("kind", ["auto", "pkcs11", "software"])
+def test_a_ca_whose_tokens_are_no_longer_named_is_told(
+    home: Home, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    ca_in_database(home).close()
+    words = (
+        r"setting tokens: this home's CA .* \[\[tokens\]\], and none is named; name them in {} \(docs/hsm\.md\)"
+    )
+    with pytest.raises(ConfigError, match=words.format(home.settings)):
+        prepare(home, settings(home, kind=kind))
+    monkeypatch.setenv("CERTMILL_CONFIG", "/etc/certmill.toml")
+    with pytest.raises(ConfigError, match=words.format("/etc/certmill.toml")):
+        prepare(home, settings(home, kind=kind))
+    for directory in (home.token, home.secrets, home.software_keys):
+        assert list(directory.iterdir()) == []
 
 
 def test_a_ca_with_software_keys_is_not_given_a_token(home: Home) -> None:

@@ -7,6 +7,7 @@ import pkcs11
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from pkcs11 import Attribute, KeyType, Mechanism, ObjectClass, TokenFlag
+from pkcs11.attributes import AttributeMapper
 from pkcs11.util.ec import encode_named_curve_parameters
 
 from signer_pool.lane_config import Pkcs11LaneConfig
@@ -50,8 +51,11 @@ class FakeToken:
         self.answers = list(answers)
         self.objects = objects
         self.flags = TokenFlag(0)
-        self.slot = SimpleNamespace(slot_id=slot_id, get_mechanisms=lambda: MECHANISMS)
-        self.search_errors: list[Exception] = []
+        self.slot = SimpleNamespace(
+            slot_id=slot_id, get_mechanisms=lambda: MECHANISMS, get_token=lambda: self.later or self
+        )
+        self.later: FakeToken | None = None  # what the slot shows when it is asked again
+        self.session_errors: list[Exception] = []
         self.is_write_protected = False
         self.opened: list[tuple[bool, str | None]] = []
         self.sessions: list[FakeSession] = []
@@ -60,9 +64,14 @@ class FakeToken:
     def logins(self) -> int:
         return sum(pin is not None for _, pin in self.opened)
 
-    def open(self, *, rw: bool = False, user_pin: str | None = None) -> FakeSession:
+    def open(
+        self, *, rw: bool = False, user_pin: str | None = None, attribute_mapper: AttributeMapper
+    ) -> FakeSession:
+        self.mapper = attribute_mapper
         if rw and self.is_write_protected:
             raise pkcs11.TokenWriteProtected
+        if self.session_errors:
+            raise self.session_errors.pop(0)
         self.opened.append((rw, user_pin))
         if user_pin is not None and self.answers:
             raise self.answers.pop(0)
@@ -74,11 +83,11 @@ class FakeModule:
     """Stands for a module with these tokens."""
 
     def __init__(self, *tokens: FakeToken) -> None:
-        self.tokens = tokens
+        self.tokens: tuple[FakeToken, ...] = tokens
         self.searches = 0
         self.errors: list[Exception] = []
 
-    def get_tokens(self, *, token_label: str | None) -> list[FakeToken]:
+    def get_tokens(self, *, token_label: str | None = None) -> list[FakeToken]:
         self.searches += 1
         if self.errors:
             raise self.errors.pop(0)
@@ -97,6 +106,13 @@ def use(monkeypatch: pytest.MonkeyPatch, *tokens: FakeToken) -> FakeModule:
     return module
 
 
+def told(facts: dict[Attribute, Any], key: Attribute) -> Any:
+    """Return an attribute, or raise what stands in its place."""
+    if isinstance(facts[key], Exception):
+        raise facts[key]
+    return facts[key]
+
+
 class FakePublic(pkcs11.PublicKey):
     """A public half with its attributes: on a curve, Ed25519, or DSA where `curve` is None."""
 
@@ -108,27 +124,26 @@ class FakePublic(pkcs11.PublicKey):
             point = ed25519.Ed25519PrivateKey.generate().public_key().public_bytes_raw()
             self.facts[Attribute.EC_POINT] = b"\x04\x20" + point
         elif curve:
-            point = b"\x04" + b"\x11" * 64
-            if curve != "secp256k1":
-                numbers = ec.generate_private_key(ec.SECP256R1()).public_key().public_numbers()
-                point = b"\x04" + numbers.x.to_bytes(32, "big") + numbers.y.to_bytes(32, "big")
+            kind = ec.SECP256K1() if curve == "secp256k1" else ec.SECP256R1()
+            numbers = ec.generate_private_key(kind).public_key().public_numbers()
+            point = b"\x04" + numbers.x.to_bytes(32, "big") + numbers.y.to_bytes(32, "big")
             self.facts[Attribute.EC_PARAMS] = encode_named_curve_parameters(curve)
             self.facts[Attribute.EC_POINT] = b"\x04" + bytes((len(point),)) + point
 
     def __getitem__(self, key: Attribute) -> Any:
-        return self.facts[key]
+        return told(self.facts, key)
 
 
 class FakePrivate(pkcs11.PrivateKey, pkcs11.types.SignMixin):
     """A private half that answers with a signature or an error, and remembers how it was asked."""
 
     def __init__(self, label: str, identity: bytes, answer: bytes | Exception = b"") -> None:
-        self._facts = {Attribute.LABEL: label, Attribute.ID: identity}
+        self.facts: dict[Attribute, Any] = {Attribute.LABEL: label, Attribute.ID: identity}
         self._answer = answer
         self.asked: list[tuple[bytes, dict[str, Any]]] = []
 
     def __getitem__(self, key: Attribute) -> Any:
-        return self._facts[key]
+        return told(self.facts, key)
 
     def sign(self, data: bytes, **how: Any) -> bytes:  # type: ignore[override]
         self.asked.append((data, how))

@@ -41,8 +41,8 @@ OTHER_SPKI = der(ec.generate_private_key(ec.SECP256R1()).public_key())
 KEYS: Mapping[str, bytes] = {"ec": SPKI, "of another kind": der(ed448.Ed448PrivateKey.generate().public_key())}
 ALGORITHM = SIGNATURE_ALGORITHMS["ecdsa-with-SHA256"]
 
-Answer = Callable[[Sequence[bytes]], Signed]
-"""What a lane says to a batch."""
+Answer = Callable[[Sequence[bytes]], Signed | None]
+"""What a lane says to a batch; None: it dies."""
 
 
 def now() -> float:
@@ -77,11 +77,20 @@ def refusing(action: Action, code: int = 0x005, *, at: int = 0) -> Answer:
 class PlayedLane:
     """A lane that says what the test wants, `service_s` after it has begun; with nothing left it signs."""
 
-    token = "played"
     pid = 1
 
-    def __init__(self, answers: Sequence[Answer] = (), keys: Mapping[str, bytes] = KEYS) -> None:
-        self.public_keys = keys
+    def __init__(
+        self,
+        answers: Sequence[Answer] = (),
+        keys: Mapping[str, bytes] = KEYS,
+        made: dict[str, bytes] | None = None,
+        always: Answer = signing,
+        token: str = "played",
+    ) -> None:
+        self.token = token
+        self._always = always
+        self._made = {} if made is None else made  # in the token, by whichever lane
+        self.public_keys: Mapping[str, bytes] = {**keys, **self._made}
         self.facts = TokenFacts()
         self.notes: Sequence[str] = ()
         self.service_s = 1.0
@@ -102,6 +111,10 @@ class PlayedLane:
     def in_flight(self) -> int:
         return len(self._pipe) + self._asked
 
+    @property
+    def is_asked(self) -> bool:
+        return self._asked > 0
+
     def send(
         self, key: str, algorithm: str, tbs: Sequence[bytes], done: SignedCallback, *, deadline_s: float
     ) -> None:
@@ -116,8 +129,12 @@ class PlayedLane:
 
     def _answer(self, done: SignedCallback, tbs: Sequence[bytes]) -> None:
         if self._pipe and self._pipe[0] is done:
-            answer = self._answers.popleft() if self._answers else signing
-            self.answer(answer(tbs))
+            answer = self._answers.popleft() if self._answers else self._always
+            reply = answer(tbs)
+            if reply is None:
+                self.kill("died")
+            else:
+                self.answer(reply)
 
     def answer(self, reply: Signed) -> None:
         """Answer the oldest batch now."""
@@ -137,8 +154,16 @@ class PlayedLane:
         if error := self.errors.get(type(request)):
             raise error
         if isinstance(request, Generate):
+            self._made[request.label] = SPKI
             return Generated(SPKI)
+        if isinstance(request, Relist):
+            self.public_keys = {**self.public_keys, **self._made}
         return Pong() if isinstance(request, Ping) else Ready({}, "")
+
+    def made_unheard(self, label: str) -> None:
+        """Die, having made this key, before it could be told."""
+        self._made[label] = SPKI
+        self.kill("died")
 
     async def wait_lost(self) -> str:
         return await asyncio.shield(self._lost)
@@ -172,8 +197,11 @@ class Stage:
         self.lanes: list[PlayedLane] = []
         self.keys: dict[str, Mapping[str, bytes]] = {}
         self.opening_s: dict[str, float] = {}
+        self.described: dict[str, str] = {}
         self._by_token = {name: list(acts) for name, acts in by_token.items()}
+        self.always: Answer = signing
         self._names: list[str] = []
+        self._made: dict[str, dict[str, bytes]] = {}
 
     def of(self, token: str) -> list[PlayedLane]:
         """Return the lanes of one token, in the order in which they were opened."""
@@ -187,7 +215,10 @@ class Stage:
         act = acts.pop(0) if acts else None
         if isinstance(act, Exception):
             raise act
-        self.lanes.append(PlayedLane(act or (), self.keys.get(name, KEYS)))
+        made = self._made.setdefault(name, {})
+        self.lanes.append(
+            PlayedLane(act or (), self.keys.get(name, KEYS), made, self.always, self.described.get(name, name))
+        )
         self._names.append(name)
         return cast("Lane", self.lanes[-1])
 

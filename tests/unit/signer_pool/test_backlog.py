@@ -61,12 +61,12 @@ async def test_urgent_first_and_classes_do_not_mix() -> None:
     assert len(waiting) == 0
 
 
-async def test_batches_hold_one_key_and_the_oldest_leaves_first() -> None:
+async def test_batches_hold_one_key_and_keys_take_turns() -> None:
     waiting = backlog()
     waiting.accept(items("1234", key="b", at=2.0))
     waiting.accept(items("abcd", key="a", at=1.0))
     waiting.accept(items("xyz", key="c", at=3.0))
-    assert [take(waiting, {*KEYS, "c"}) for _ in range(5)] == ["abc", "d", "123", "4", "xyz"]
+    assert [take(waiting, {*KEYS, "c"}) for _ in range(5)] == ["123", "abc", "xyz", "4", "d"]
 
 
 async def test_batches_hold_one_algorithm() -> None:
@@ -136,8 +136,11 @@ async def test_items_of_settled_calls_fall_out() -> None:
         waiting.accept(call)
     gone[0].call.future.cancel()
     gone_too[0].call.future.cancel()
+    waiting.forget(gone_too[0].call)
     assert waiting.ripe_at(KEYS, three) == 0.5
-    assert len(waiting) == 2
+    assert len(waiting) == 3, "of one it was not told yet"
+    waiting.forget(gone[0].call)
+    assert len(waiting) == 1
     assert take(waiting) == "3"
     assert len(waiting) == 0
 
@@ -215,3 +218,46 @@ async def test_call_has_its_signatures_in_their_order() -> None:
     assert not two.call.future.done()
     one.call.deliver(0, b"A")
     assert one.call.future.result() == [b"A", b"B"]
+
+
+async def test_dead_items_of_a_key_that_nobody_takes_neither_fill_the_class_nor_the_memory() -> None:
+    waiting = Backlog(limit=4, batch_age_s=0.5)
+    for _ in range(50):
+        call = items("1234", key="b")
+        waiting.accept(call)
+        call[0].call.future.cancel()
+        waiting.forget(call[0].call)
+    assert len(waiting) == 0
+    assert sum(len(queue) for queues in waiting._queues.values() for queue in queues.values()) <= 12
+    waiting.accept(items("1234", key="a"))
+    assert take(waiting) == "123"
+
+
+async def test_too_many_items_for_ever_and_too_many_for_now_are_two_things() -> None:
+    waiting = Backlog(limit=3, batch_age_s=0.5)
+    with pytest.raises(ValueError, match="at most 3 can wait"):
+        waiting.accept(items("1234"))
+    waiting.accept(items("12"))
+    with pytest.raises(PoolFull, match="2 signatures of the class"):
+        waiting.accept(items("34"))
+
+
+async def test_item_over_which_a_lane_was_lost_goes_alone() -> None:
+    waiting = backlog()
+    suspect, after = items("123", at=1.0), items("45", at=2.0)
+    suspect[1].losses = 1
+    waiting.accept(suspect)
+    waiting.accept(after)
+    assert [take(waiting) for _ in range(3)] == ["1", "2", "345"]
+
+
+async def test_settled_items_are_not_given_back() -> None:
+    waiting = backlog()
+    gone, stays = items("1"), items("2")
+    for call in (gone, stays):
+        waiting.accept(call)
+    batch = waiting.take(KEYS, three, 0.0)
+    gone[0].call.future.cancel()
+    waiting.give_back(batch)
+    assert len(waiting) == 1
+    assert take(waiting) == "2"

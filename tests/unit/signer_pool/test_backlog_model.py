@@ -38,6 +38,8 @@ class BacklogModel(RuleBasedStateMachine):
         self.calls: list[Call] = []
         self.now = 0.0
         self.passed_over: Counter[Item] = Counter()
+        self.settled: list[Call] = []  # the backlog was not told yet
+        self.kinds: dict[Priority, list[Kind]] = defaultdict(list)  # in the order of their turns
         self.turns_since: dict[tuple[Place, str], Counter[str]] = defaultdict(Counter)
 
     def teardown(self) -> None:
@@ -48,6 +50,8 @@ class BacklogModel(RuleBasedStateMachine):
         while batch := self.backlog.take({"a", "b"}, lambda _: 5, self.now):
             drained += batch
         assert Counter(drained) == Counter(everything)
+        for call in self.settled:
+            self.backlog.forget(call)
         assert len(self.backlog) == 0
         for call in self.calls:
             if call.future.done() and not call.future.cancelled():
@@ -94,12 +98,14 @@ class BacklogModel(RuleBasedStateMachine):
         try:
             self.backlog.accept(items)
         except PoolFull:
-            assert self.depth(priority, alive=False) + count > LIMIT
+            assert self.backlog.depth(priority) + count > LIMIT
             assert len(self.backlog) == before
             return
         assert self.backlog.depth(priority) <= LIMIT
         self.calls.append(call)
         self.waiting[priority, (key, algorithm)][client] += items
+        if (key, algorithm) not in self.kinds[priority]:
+            self.kinds[priority].append((key, algorithm))
 
     @rule(seconds=st.sampled_from([0.1, OVERDUE_S]))
     def time_passes(self, seconds: float) -> None:
@@ -108,7 +114,16 @@ class BacklogModel(RuleBasedStateMachine):
     @precondition(lambda self: self.calls)
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
-        data.draw(st.sampled_from(self.calls)).future.cancel()
+        call = data.draw(st.sampled_from(self.calls))
+        if call.future.cancel():
+            self.settled.append(call)
+
+    @rule()
+    def backlog_is_told(self) -> None:
+        while self.settled:
+            self.backlog.forget(self.settled.pop())
+        for priority in Priority:
+            assert self.backlog.depth(priority) == self.depth(priority, alive=True)
 
     @rule(keys=KEYS, size=st.integers(1, 4), times=st.integers(1, 4))
     def take(self, keys: set[str], size: int, times: int) -> None:
@@ -129,6 +144,8 @@ class BacklogModel(RuleBasedStateMachine):
         assert all((i.call.priority, (i.call.key, i.call.algorithm.name)) == place for i in batch)
         assert call.key in keys
         was_given = self.look_at_order(place, batch, heads)
+        self.kinds[place[0]].remove(place[1])
+        self.kinds[place[0]].append(place[1])
         self.look_at_turns(place, batch, was_given=was_given)
         self.batches.append(batch)
 
@@ -143,10 +160,8 @@ class BacklogModel(RuleBasedStateMachine):
             if longest not in batch:
                 self.passed_over[longest] += 1
         urgent = min(at[0] for at, _ in heads)
-        oldest_at, _ = min(
-            (head for head in heads if head[0][0] is urgent), key=lambda head: head[1].call.queued_at
-        )
-        assert place == oldest_at
+        waiting = {at[1] for at, _ in heads if at[0] is urgent}
+        assert place == (urgent, next(kind for kind in self.kinds[urgent] if kind in waiting))
         return False
 
     def look_at_turns(self, place: Place, batch: list[Item], *, was_given: bool) -> None:
@@ -177,7 +192,11 @@ class BacklogModel(RuleBasedStateMachine):
         self.backlog.give_back(batch)
         for item in reversed(batch):
             place = item.call.priority, (item.call.key, item.call.algorithm.name)
+            if item.call.future.done():
+                continue
             self.waiting[place][item.call.client].insert(0, item)
+            if place[1] not in self.kinds[place[0]]:
+                self.kinds[place[0]].append(place[1])
 
     @precondition(lambda self: self.batches)
     @rule(data=st.data())
@@ -196,6 +215,8 @@ class BacklogModel(RuleBasedStateMachine):
             assert all(item.call.future.done() for items in clients.values() for item in items)
         self.waiting.clear()
         self.turns_since.clear()
+        self.kinds.clear()
+        self.settled.clear()
         assert len(self.backlog) == 0
 
     @invariant()

@@ -101,6 +101,15 @@ def test_a_key_on_one_of_two_tokens_only_cannot_be_spared() -> None:
     assert (one_gone.utilisation, one_gone.lost) == (math.inf, "b")
 
 
+def test_a_key_that_was_measured_on_one_of_two_tokens_is_not_missing_on_the_other() -> None:
+    """The root key signs a CRL a month, on one token."""
+    bench = Bench({("a", "ocsp"): 100.0, ("b", "ocsp"): 100.0, ("a", "root"): 0.0, ("b", "root"): 100.0})
+    work = [Commitment("crl", "root", 0.01), Commitment(REFRESH, "ocsp", 10)]
+    bench.budget.commit([Plan(NOW, work)], FRESH)
+    _, one_gone = bench.budget.outlooks()
+    assert one_gone.utilisation == pytest.approx(0.1, abs=0.001)
+
+
 def test_what_was_never_measured_is_named_and_not_guessed() -> None:
     bench = Bench({})
     work = [Commitment(REFRESH, "ocsp", 100), Commitment("crl", "root", 1)]
@@ -406,3 +415,17 @@ def test_headroom_is_not_a_number_before_anything_is_measured() -> None:
     BudgetCollector(bench.budget, registry)
     bench.commit(0.1)
     assert b'budget_headroom_ratio{plan="now",tokens="all"} NaN' in generate_latest(registry)
+
+
+def test_what_was_paid_and_not_queued_is_given_back() -> None:
+    bench = one_token()
+    bench.commit(0.3)
+    assert bench.budget.delay_bulk("issuing", 1000) == 0
+    bench.budget.give_back("issuing", 1000)
+    assert bench.budget.admitted("issuing") == 0
+    assert bench.budget.delay_bulk("issuing", 1000) == 0
+    bench.budget.give_back("never measured", 5)
+    for _ in range(5):
+        bench.budget.give_back("issuing", 1000)
+    assert bench.budget.delay_bulk("issuing", 1000) == 0
+    assert bench.budget.delay_bulk("issuing", 1) > 0, "no more than the burst"

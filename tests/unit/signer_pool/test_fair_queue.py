@@ -179,3 +179,16 @@ class FairQueueModel(RuleBasedStateMachine):
 
 TestFairQueueModel = FairQueueModel.TestCase
 TestFairQueueModel.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+def test_dead_items_can_be_dropped_wherever_they_are() -> None:
+    queue = FairQueue[str]()
+    for item in ("a1", "a2 dead", "a3", "b1 dead", "b2 dead", "c1", "c2 dead"):
+        queue.append(item[0], item)
+    queue.drop(lambda item: item.endswith("dead"))
+    assert len(queue) == 3
+    assert [queue.pop() for _ in range(3)] == ["a1", "c1", "a3"]
+    queue.append("a", "a dead")
+    queue.append("b", "b1")
+    queue.drop(lambda item: item.endswith("dead"))
+    assert [queue.pop() for _ in range(len(queue))] == ["b1"], "the turn passes on"

@@ -1,13 +1,18 @@
 """The parent's end of a lane, against a child that is the other end of a socket in this process."""
 
 import asyncio
+import math
 import socket
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
+from pkix.algorithms import KeyAlgorithm
+from signer_pool import lane_link
+from signer_pool.ckr import Action
 from signer_pool.errors import (
     KeyExists,
     LaneStartError,
@@ -19,10 +24,12 @@ from signer_pool.errors import (
 from signer_pool.lane import (
     Failed,
     FailureKind,
+    Generate,
     Generated,
     Ping,
     Pong,
     Ready,
+    Refusal,
     Relist,
     Reply,
     Signed,
@@ -96,6 +103,11 @@ async def test_answers_find_their_batch_in_whatever_pieces_they_come(peer: Peer)
         encode_frame(signed(2, b"A")),
         encode_frame(signed(1, b"A", b"B")),
         encode_frame(Generated(b"key")),
+        encode_frame(Signed(1, [b"A"], {}, -1.0)),
+        encode_frame(Signed(1, [b"A"], {}, math.nan)),
+        encode_frame(Signed(1, [b"A"], {}, math.inf)),
+        encode_frame(Signed(1, [b"A"], {}, 1.0, {0x30: -1})),
+        encode_frame(Signed(1, [b""], {1: Refusal(Action.REPLACE, 0, "of nothing")}, 1.0)),
     ],
 )
 async def test_whatever_is_no_answer_costs_the_lane_its_life(peer: Peer, nonsense: bytes) -> None:
@@ -104,6 +116,17 @@ async def test_whatever_is_no_answer_costs_the_lane_its_life(peer: Peer, nonsens
     assert await peer.link.wait_lost() == "protocol"
     await asyncio.sleep(0)
     assert peer.answers == [None]
+
+
+@pytest.mark.parametrize("wrong", [Pong(), Ready({}, ""), signed(1)])
+async def test_answer_to_another_question_costs_the_lane_its_life(peer: Peer, wrong: Reply) -> None:
+    asked = asyncio.ensure_future(peer.link.ask(Generate("key", KeyAlgorithm.EC_P256), deadline_s=10))
+    await asyncio.sleep(0)
+    assert peer.link.is_asked
+    peer.say(wrong)
+    with pytest.raises(PoolUnavailable):
+        await asked
+    assert await peer.link.wait_lost() == "protocol"
 
 
 async def test_answer_to_nothing_costs_the_lane_its_life(peer: Peer) -> None:
@@ -198,6 +221,39 @@ async def test_loop_that_does_not_connect_leaves_no_socket(
     monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", refuse)
     with pytest.raises(OSError, match="no more"):
         await open_lane(p256_config(tmp_path))
+
+
+class Undying:
+    """A child that ends neither at EOF nor at once when it is killed."""
+
+    pid = 1
+    returncode = None
+
+    def __init__(self) -> None:
+        self.kills = 0
+
+    def kill(self) -> None:
+        self.kills += 1
+
+    async def wait(self) -> int:
+        return await asyncio.Future()
+
+
+@pytest.mark.parametrize("is_cancelled", [False, True])
+async def test_child_that_does_not_end_is_killed_and_then_left_to_the_kernel(
+    peer: Peer, monkeypatch: pytest.MonkeyPatch, is_cancelled: bool
+) -> None:
+    """Nothing of its own leaves `close`: an error would take the place of the one that is on its way."""
+    monkeypatch.setattr(lane_link, "_CLOSE_GRACE_S", 0.05)
+    child = peer.link.child = cast("Any", Undying())
+    closing = asyncio.ensure_future(peer.link.close())
+    if is_cancelled:
+        await asyncio.sleep(0.01)
+        closing.cancel()
+    await asyncio.wait([closing], timeout=5)
+    assert closing.cancelled() if is_cancelled else closing.result() is None
+    assert child.kills == 1
+    peer.link.child = None
 
 
 async def test_process_that_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from signer_pool.errors import KeyExists, LaneStartError, PinRejected, SigningFa
 from signer_pool.lane import (
     Failed,
     FailureKind,
+    FrameError,
     Generate,
     Generated,
     KeySession,
@@ -37,6 +38,7 @@ from signer_pool.lane_config import LaneConfig, SoftwareLaneConfig
 from tests.unit.signer_pool.lanes import p256_config
 
 CONFIG = SoftwareLaneConfig(directory="/d", passphrase="p")
+UNEXPECTED = "the lane's process met an error that nobody expected"
 
 
 class StubSession:
@@ -47,11 +49,13 @@ class StubSession:
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error
         self.asleep = False
+        self.touching: Exception | None = None
+        self.keys = {"key": b"spki"}
 
     def public_keys(self) -> dict[str, bytes]:
         if self.error:
             raise self.error
-        return {"key": b"spki"}
+        return self.keys
 
     def facts(self) -> TokenFacts:
         return TokenFacts(label="stub")
@@ -61,6 +65,8 @@ class StubSession:
 
     def signer(self, name: str, algorithm: str) -> Callable[[bytes], bytes]:
         def sign(tbs: bytes) -> bytes:
+            if tbs == b"odd":
+                raise ValueError("secret")
             if tbs == b"bad":
                 raise TokenRefused("CKR_DATA_INVALID", classify(0x20))
             return f"signed with {name} and {algorithm}: ".encode() + tbs
@@ -71,11 +77,15 @@ class StubSession:
         raise AssertionError("not to be called")
 
     def touch(self) -> None:
+        if self.touching:
+            raise self.touching
         if self.asleep:
             raise TokenRefused("CKR_SESSION_CLOSED", classify(0xB0))
         self.asleep = True
 
     def generate(self, label: str, algorithm: KeyAlgorithm) -> bytes:
+        if label == "odd":
+            raise OverflowError("secret")
         if label == "key":
             raise KeyExists("exists")
         if algorithm is KeyAlgorithm.RSA_4096:
@@ -128,11 +138,78 @@ def test_conversation() -> None:
     [
         (PinRejected("no", 0xA0), Failed(FailureKind.PIN, "no", 0xA0)),
         (LaneStartError("no", 0xE0), Failed(FailureKind.START, "no", 0xE0)),
+        (SigningFailed("no"), Failed(FailureKind.START, "no")),
+        (
+            UnicodeEncodeError("u", "secret", 0, 1, "s"),
+            Failed(FailureKind.START, f"{UNEXPECTED}: UnicodeEncodeError"),
+        ),
     ],
 )
 def test_token_that_does_not_open(error: Exception, failed: Failed) -> None:
     with served(lambda _: StubSession(error)) as ask:
         assert ask(Open(CONFIG)) == failed
+
+
+def test_answer_that_cannot_be_sent_is_an_error_too() -> None:
+    session = StubSession()
+    session.keys = {"\udcfc": b"spki"}
+    failed = f"{UNEXPECTED}: UnicodeEncodeError"
+    with served(lambda _: session) as ask:
+        assert ask(Open(CONFIG)) == Failed(FailureKind.START, failed)
+    session.keys = {}
+    with served(lambda _: session) as ask:
+        assert isinstance(ask(Open(CONFIG)), Ready)
+        session.keys = {"\udcfc": b"spki"}
+        assert ask(Relist()) == Failed(FailureKind.SIGNING, failed)
+
+
+def test_error_that_nobody_expects_does_not_end_the_process() -> None:
+    session = StubSession()
+    with served(lambda _: session) as ask:
+        ask(Open(CONFIG))
+        assert ask(Generate("odd", KeyAlgorithm.EC_P256)) == Failed(
+            FailureKind.SIGNING, f"{UNEXPECTED}: OverflowError"
+        )
+        session.touching = RuntimeError("secret")
+        assert ask(Ping()) == Failed(FailureKind.SIGNING, f"{UNEXPECTED}: RuntimeError")
+        session.error = KeyError("secret")
+        assert ask(Relist()) == Failed(FailureKind.SIGNING, f"{UNEXPECTED}: KeyError")
+        signed = ask(Sign(5, "key", "ed25519", [b"a", b"odd", b"c"]))
+        assert isinstance(signed, Signed)
+        assert signed.signatures == [b"signed with key and ed25519: a", b"", b""]
+        refusal = Refusal(Action.REPLACE, 0, "stub: ValueError while it signed")
+        assert (signed.refusals, signed.spoils_lane) == ({1: refusal}, True)
+
+
+def test_spoilt_session_is_touched_no_more() -> None:
+    session = StubSession()
+    ours, theirs = socket.socketpair()
+    with theirs:
+        requests: tuple[Request, ...] = (
+            Open(CONFIG),
+            Sign(5, "key", "ed25519", [b"odd"]),
+            Sign(6, "key", "ed25519", [b"a"]),
+            Ping(),
+        )
+        ours.sendall(b"".join(encode_frame(request) for request in requests))
+        ours.shutdown(socket.SHUT_WR)
+        lane_process.serve(theirs, lambda _: session)
+        theirs.shutdown(socket.SHUT_WR)
+        with ours:
+            ready, signed = ReplyReader().feed(ours.recv(65536))
+    assert isinstance(ready, Ready)
+    assert isinstance(signed, Signed)
+    assert (signed.batch_id, session.asleep) == (5, False)
+
+
+@pytest.mark.parametrize("garbage", [b"\xff\xff\xff\xff", b"\0\0\0\1\xc1"])
+def test_garbage_from_the_parent_is_the_end(garbage: bytes) -> None:
+    for opening in (b"", encode_frame(Open(CONFIG))):
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            ours.sendall(opening + garbage)
+            with pytest.raises(FrameError):
+                lane_process.serve(theirs, lambda _: StubSession())
 
 
 def test_first_request_must_open() -> None:

@@ -79,6 +79,18 @@ def test_ecdsa_signatures_are_der(size: int) -> None:
         assert ecdsa_sig_value(raw) == encode_dss_signature(r, s)
 
 
+@pytest.mark.parametrize("size", [1, 63, 131, 133, 134, 248, 600, 8192, 2**17])
+def test_what_cannot_be_an_ecdsa_signature_is_left_to_the_verification(size: int) -> None:
+    assert ecdsa_sig_value(b"\xff" * size) == b"\xff" * size
+
+
+@pytest.mark.parametrize("size", range(0, 133, 2))
+def test_any_even_length_up_to_the_largest_curve_is_der(size: int) -> None:
+    for octet in (b"\0", b"\x7f", b"\xff"):
+        number = int.from_bytes(octet * (size // 2), "big")
+        assert ecdsa_sig_value(octet * size) == encode_dss_signature(number, number)
+
+
 @pytest.mark.parametrize("first", [b"\x04\x20", b"\x04", b"\x00"])
 def test_ed25519_point_with_and_without_its_octet_string(first: bytes) -> None:
     """A point may itself begin like the head of an OCTET STRING: the length tells."""

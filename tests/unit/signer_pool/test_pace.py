@@ -48,16 +48,33 @@ def test_deadline_is_fifty_times_the_usual_but_two_seconds_at_least_and_never_be
     assert short.deadline_s(EC, 1) == 0.5
 
 
-def test_what_is_forgotten_is_as_new() -> None:
+def test_what_is_forgotten_is_as_new_with_half_the_size() -> None:
     measured = pace()
     measured.measured(EC, 10, 0.01)
     measured.measured(RSA, 10, 0.1)
+    size = measured.size(EC)
     measured.forget(EC)
-    measured.forget(EC)
-    assert (measured.size(EC), measured.deadline_s(EC, 1)) == (FIRST_SIZE, 10.0)
+    assert (measured.size(EC), measured.deadline_s(EC, 1)) == (size // 2, 10.0)
+    assert (measured.knows(EC), measured.knows(RSA)) == (False, True)
+    for _ in range(20):
+        measured.forget(EC)
+    assert measured.size(EC) == 1
+    never = pace()
+    never.forget(EC)
+    assert never.size(EC) == FIRST_SIZE // 2
     assert measured.signs_per_s() == {"rsa": pytest.approx(100.0)}
     measured.measured(EC, 10, 0.1)
     assert measured.signs_per_s()["ec"] == pytest.approx(100.0)  # of this measurement alone
+
+
+def test_one_hiccup_does_not_make_a_slow_token() -> None:
+    measured = pace()
+    measured.measured(EC, 1, 0.001)
+    measured.measured(EC, 1, 2.0)
+    assert measured.signs_per_s()["ec"] > 400
+    for _ in range(30):
+        measured.measured(EC, 1, 2.0)
+    assert measured.signs_per_s()["ec"] < 1, "but one that stays slow is known for it"
 
 
 def test_key_is_as_fast_as_its_slowest_algorithm() -> None:
@@ -76,10 +93,12 @@ def test_capacities_of_lanes_add_up_by_token_and_key() -> None:
     fast.measured(EC, 10, 0.01)
     fast.measured(RSA, 10, 0.1)
     slow.measured(EC, 10, 0.1)
-    found = capacities([("one", fast), ("one", slow), ("two", slow), ("three", new)])
-    assert [(one.token, one.key, round(one.signs_per_s)) for one in found] == [
+    both, ec = frozenset({"ec", "rsa"}), frozenset({"ec"})
+    found = capacities([("one", both, fast), ("one", both, slow), ("two", ec, slow), ("three", ec, new)])
+    assert sorted((one.token, one.key, round(one.signs_per_s)) for one in found) == [
         ("one", "ec", 1100),
         ("one", "rsa", 100),
+        ("three", "ec", 0),  # it has the key, and nobody has measured it there
         ("two", "ec", 100),
     ]
     assert capacities([]) == []

@@ -1,7 +1,9 @@
 """The pool over lanes that the test plays: opening, batches, new keys, what it says of itself."""
 
 import asyncio
-import time
+import hashlib
+import math
+from typing import cast
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -9,18 +11,14 @@ from prometheus_client import CollectorRegistry
 from pkix.algorithms import KeyAlgorithm, verify_signature
 from pkix.errors import UnsupportedKey
 from signer_pool import pool as pool_module
-from signer_pool.budget import NOW, Commitment, Freshness, Plan
 from signer_pool.errors import (
-    BudgetExceeded,
-    KeyExists,
     LaneStartError,
     PinRejected,
     PoolClosed,
     PoolFull,
-    PoolUnavailable,
     UnknownKey,
 )
-from signer_pool.lane import Generate, Lane, Relist
+from signer_pool.lane import Lane
 from signer_pool.lane_config import LaneConfig
 from signer_pool.pool import LaneState, Priority, SignerPool, TokenState
 from tests.unit.signer_pool.lanes import MemoryLogger, sample
@@ -128,8 +126,15 @@ def test_wrong_use_is_refused_at_once() -> None:
         with pytest.raises(PoolClosed):
             await closed.sign("ec", b"tbs", Priority.BULK)
         async with PlayedPool(Stage(), queue_limit=3) as pool:
-            with pytest.raises(PoolFull):
+            with pytest.raises(ValueError, match="4 signatures in one call, at most 3"):
                 await pool.sign_many("ec", [b"tbs"] * 4, Priority.BULK)
+            with pytest.raises(TypeError, match="bytes"):
+                await pool.sign("ec", cast("bytes", "text"), Priority.BULK)
+            with pytest.raises(ValueError, match="no number"):
+                await pool.sign("ec", b"tbs", Priority.BULK, deadline_s=math.nan)
+            calls = [pool.sign("ec", b"tbs", Priority.BULK) for _ in range(5)]
+            ends = await asyncio.gather(*calls, return_exceptions=True)
+            assert [type(end) for end in ends] == [bytes] * 3 + [PoolFull] * 2
             with pytest.raises(UnknownKey):
                 await pool.sign("other", b"tbs", Priority.BULK)
             with pytest.raises(UnknownKey):
@@ -148,61 +153,21 @@ def test_wrong_use_is_refused_at_once() -> None:
     run_virtual(main)
 
 
-def commit(pool: SignerPool, busy_per_s: float) -> None:
-    """Have all but a little of the one signature a second that a played lane signs committed."""
-    pool.budget.commit([Plan(NOW, [Commitment("refresh", "ec", busy_per_s)])], Freshness(0, None))
-
-
-def test_bulk_waits_for_its_share_of_the_budget_and_no_longer_than_its_deadline() -> None:
-    async def main() -> None:
-        stage = Stage()
-        clock = asyncio.get_running_loop().time
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(time, "monotonic", clock)
-            async with PlayedPool(stage, batch_size=1, bulk_reserve=0.0) as pool:
-                await pool.sign("ec", b"measured", Priority.INTERACTIVE)
-                commit(pool, 0.5)
-                began = now()
-                await pool.sign("ec", b"from the bucket", Priority.BULK)
-                assert now() - began == 1.0
-                began = now()
-                await pool.sign("ec", b"delayed", Priority.BULK)
-                assert now() - began == 2.0  # one second in which half a signature was left over, twice
-                await pool.sign("ec", b"urgent work is not asked", Priority.REVOCATION)
-                began = now()
-                calls = [pool.sign("ec", b"tbs", Priority.BULK, deadline_s=1.5) for _ in range(3)]
-                ends = await asyncio.gather(*calls, return_exceptions=True)
-                assert any(isinstance(end, PoolUnavailable) for end in ends)
-                assert now() - began == 1.5
-                commit(pool, 1.0)
-                with pytest.raises(BudgetExceeded, match="nothing is left"):
-                    await pool.sign("ec", b"refused", Priority.BULK)
-
-    run_virtual(main)
-
-
-def test_bulk_that_waits_for_its_share_when_the_pool_is_closed_is_told_so() -> None:
-    async def main() -> None:
-        stage = Stage()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(time, "monotonic", asyncio.get_running_loop().time)
-            async with PlayedPool(stage, batch_size=1, bulk_reserve=0.0) as pool:
-                await pool.sign("ec", b"measured", Priority.INTERACTIVE)
-                commit(pool, 0.5)
-                calls = [asyncio.ensure_future(pool.sign("ec", b"tbs", Priority.BULK)) for _ in range(2)]
-                await asyncio.sleep(0.5)
-            ends = await asyncio.gather(*calls, return_exceptions=True)
-            assert [type(end) for end in ends] == [PoolClosed, PoolClosed]
-            assert now() <= 4.0
-
-    run_virtual(main)
-
-
 def test_no_lane_at_all_raises_the_first_reason() -> None:
     async def main() -> None:
         with pytest.raises(LaneStartError, match="first"):
             async with PlayedPool(Stage(LaneStartError("first"), LaneStartError("second")), ONE, TWO):
                 pytest.fail("a pool without a lane was opened")
+
+    run_virtual(main)
+
+
+def test_reason_that_may_heal_is_raised_before_a_refused_pin() -> None:
+    async def main() -> None:
+        with pytest.raises(LaneStartError, match="away") as caught:
+            async with PlayedPool(Stage(PinRejected("refused"), LaneStartError("away")), ONE, TWO):
+                pytest.fail("a pool without a lane was opened")
+        assert type(caught.value) is LaneStartError
 
     run_virtual(main)
 
@@ -224,7 +189,7 @@ def test_refused_pin_is_final_for_all_lanes_of_the_token_and_no_other() -> None:
             )
             assert sample(pool.registry, "certmill_signer_lanes", token="one", state="failed") == 2
             assert sample(pool.registry, "certmill_signer_token_down", token="one") == 1
-            assert sample(pool.registry, "certmill_signer_ckr_total", code="CKR_PIN_INCORRECT") == 1
+            assert sample(pool.registry, "certmill_signer_ckr_total", token="one", code="CKR_PIN_INCORRECT") == 1
 
     run_virtual(main)
 
@@ -236,8 +201,8 @@ def test_crashed_keeper_is_told_and_does_not_take_the_pool_with_it() -> None:
                 pytest.fail("a pool without a lane was opened")
         async with PlayedPool(Stage(None, ZeroDivisionError()), ONE, TWO) as pool:
             await asyncio.sleep(1)
-            assert [lane.state for lane in pool.health().lanes] == [LaneState.READY, LaneState.FAILED]
-            assert [line[1] for line in pool.log.lines if line[0] == "error"] == ["lane keeper crashed"]
+            assert [line[1] for line in pool.log.lines if line[0] == "error"] == ["lane keeper: bug"]
+            assert [lane.state for lane in pool.health().lanes] == [LaneState.READY] * 2, "it goes on"
 
     run_virtual(main)
 
@@ -262,6 +227,8 @@ def test_notes_of_lanes_and_keys_that_a_token_lacks_are_told() -> None:
             ]
             assert [health.missing_keys for health in pool.health().tokens] == [(), ("root",)]
             assert pool.health().reasons() == ["token two lacks the keys root"]
+            assert sample(pool.registry, "certmill_signer_missing_keys", token="two") == 1
+            assert sample(pool.registry, "certmill_signer_missing_keys", token="one") == 0
             stage.opening_s["one"] = 1.0
             stage.lanes[0].kill("died")
             await asyncio.sleep(0.5)
@@ -281,11 +248,13 @@ def test_reasons_name_dead_tokens_first() -> None:
             assert pool.health().reasons() == [
                 "token two is down: no such slot",
                 "token three is failed: locked",
-                "lane-1 is down: no such slot",
-                "lane-2 is failed: locked",
             ]
             await asyncio.sleep(1)
-            assert pool.health().reasons()[0] == "token three is failed: locked"
+            assert pool.health().reasons() == ["token three is failed: locked"]
+            stage.opening_s["one"] = 1.0
+            stage.lanes[0].kill("died")
+            await asyncio.sleep(0.1)
+            assert pool.health().reasons()[1:] == ["lane-0 of token one is down: died"]
 
     run_virtual(main)
 
@@ -308,162 +277,65 @@ def test_lanes_by_state_are_counted() -> None:
     run_virtual(main)
 
 
-def test_new_key_is_shown_to_all_lanes() -> None:
+def test_token_whose_pin_is_known_to_be_refused_is_not_opened() -> None:
     async def main() -> None:
         stage = Stage()
-        async with PlayedPool(stage, ONE, ONE) as pool:
+        told: list[tuple[str, str]] = []
+        pool = PlayedPool(
+            stage,
+            ONE,
+            TWO,
+            refused_tokens={"one": "its PIN was refused before", "three": "of no interest"},
+            on_token_failed=lambda *what: told.append(what),
+        )
+        async with pool:
+            await asyncio.sleep(10)
+            assert [name for _, name in stage.opened] == ["two"]
+            assert pool.health().reasons() == ["token one is failed: its PIN was refused before"]
+            assert told == []
+        with pytest.raises(PinRejected, match="before"):
+            async with PlayedPool(stage, ONE, refused_tokens={"one": "its PIN was refused before"}):
+                pytest.fail("a pool without a lane was opened")
+
+    run_virtual(main)
+
+
+def test_expected_key_shuts_out_a_wrong_token_that_comes_first() -> None:
+    async def main() -> None:
+        stage = Stage()
+        stage.keys = {"one": {"ec": OTHER_SPKI}}
+        stage.opening_s["two"] = 1.0
+        async with PlayedPool(stage, ONE, TWO, expected={"ec": hashlib.sha256(SPKI).digest()}) as pool:
+            await pool.sign("ec", b"tbs", Priority.BULK)
+            assert sent_to(stage, "one") == 0
+            assert "is not the one that is expected" in pool.health().reasons()[0]
+
+    run_virtual(main)
+
+
+def sent_to(stage: Stage, token: str) -> int:
+    return sum(len(lane.batches) for lane in stage.of(token))
+
+
+def test_pool_can_be_closed_twice() -> None:
+    async def main() -> None:
+        async with PlayedPool(Stage()) as pool:
+            await pool.aclose()
+        with pytest.raises(PoolClosed):
+            await pool.sign("ec", b"tbs", Priority.BULK)
+
+    run_virtual(main)
+
+
+def test_token_that_goes_by_two_names_is_told() -> None:
+    async def main() -> None:
+        stage = Stage()
+        stage.described = {"one": "serial 1", "two": "serial 1"}
+        async with PlayedPool(stage, ONE, ONE, TWO, token("three")) as pool:
             await asyncio.sleep(0.001)
-            for lane in stage.lanes:  # the token has it from now on
-                lane.public_keys = {**KEYS, "new": SPKI}
-            public_key = await pool.generate_key("new", KeyAlgorithm.EC_P256)
-            tbs_list = [bytes((number,)) for number in range(4)]
-            for tbs, signature in zip(tbs_list, await pool.sign_many("new", tbs_list, Priority.BULK), strict=True):
-                verify_signature(public_key, tbs, signature)
-            assert [len(lane.batches) for lane in stage.lanes] == [1, 1]
-            with pytest.raises(KeyExists):
-                await pool.generate_key("new", KeyAlgorithm.EC_P256)
-
-    run_virtual(main)
-
-
-def test_no_key_is_generated_before_every_token_was_seen() -> None:
-    """One that is down might have a key of this name."""
-
-    async def main() -> None:
-        stage = Stage(None, LaneStartError("unplugged"), LaneStartError("unplugged"))
-        stage.keys = {"two": {**KEYS, "root": OTHER_SPKI}}
-        async with PlayedPool(stage, ONE, TWO) as pool:
-            with pytest.raises(KeyExists):
-                await pool.generate_key("root", KeyAlgorithm.EC_P256)
-            assert len(stage.opened) == 4
-
-    run_virtual(main)
-
-
-def test_tokens_that_are_not_seen_in_time_are_named() -> None:
-    async def main() -> None:
-        stage = Stage(None, *[LaneStartError("unplugged")] * 99)
-        async with PlayedPool(stage, ONE, TWO, start_deadline_s=3.0) as pool:
-            with pytest.raises(PoolUnavailable, match="token two is down: unplugged"):
-                await pool.all_tokens_seen(deadline_s=7.0)
-            assert now() == 7.0
-            with pytest.raises(PoolUnavailable, match="token two is down: unplugged"):
-                await pool.generate_key("new", KeyAlgorithm.EC_P256)
-            assert now() == 10.0
-            assert pool.labels() == {"ec"}
-        async with PlayedPool(Stage(), ONE, TWO) as pool:
-            await pool.all_tokens_seen(deadline_s=1.0)
-
-    run_virtual(main)
-
-
-def test_lane_that_cannot_list_a_new_key_is_replaced() -> None:
-    async def main() -> None:
-        stage = Stage(None, None, LaneStartError("no"))
-        async with PlayedPool(stage, ONE, TWO) as pool:
-            await asyncio.sleep(1)
-            stage.lanes[1].errors[Relist] = PoolUnavailable("lost")
-            await pool.generate_key("new", KeyAlgorithm.EC_P256)
-            assert stage.lanes[1].killed == ["relist"]
-            await asyncio.sleep(0.01)
-            assert pool.health().alive == 1
-            await pool.generate_key("newer", KeyAlgorithm.EC_P256)
-            assert pool.health().alive == 2
-
-    run_virtual(main)
-
-
-def test_no_lane_sees_half_a_key() -> None:
-    async def main() -> None:
-        stage = Stage()
-        async with PlayedPool(stage, ONE, ONE) as pool:
-            await asyncio.sleep(0.001)
-            stage.lanes[0].answering_s = 1.0
-            generating = asyncio.ensure_future(pool.generate_key("new", KeyAlgorithm.EC_P256))
-            await asyncio.sleep(0.1)
-            stage.lanes[1].kill("died")
-            await asyncio.sleep(0.8)
-            assert len(stage.lanes) == 2
-            await asyncio.sleep(0.2)
-            assert len(stage.lanes) == 3
-            await generating
-
-    run_virtual(main)
-
-
-def test_lane_that_is_down_while_a_key_is_made_finds_it_when_it_is_back() -> None:
-    async def main() -> None:
-        stage = Stage()
-        async with PlayedPool(stage, ONE, TWO) as pool:
-            await asyncio.sleep(0.001)
-            stage.opening_s["two"] = 1.0
-            stage.lanes[1].kill("died")
-            await asyncio.sleep(0.1)
-            stage.keys["two"] = stage.lanes[0].public_keys = {**KEYS, "new": SPKI}
-            await pool.generate_key("new", KeyAlgorithm.EC_P256)
-            await asyncio.sleep(1.0)
-            await pool.sign_many("new", [b"tbs"] * 4, Priority.BULK)
-            assert [len(lane.batches) for lane in stage.lanes] == [1, 0, 1]
-
-    run_virtual(main)
-
-
-def test_key_that_the_token_refuses_to_make() -> None:
-    async def main() -> None:
-        stage = Stage()
-        async with PlayedPool(stage) as pool:
-            stage.lanes[0].errors[Generate] = KeyExists("under another name")
-            with pytest.raises(KeyExists, match="under another"):
-                await pool.generate_key("new", KeyAlgorithm.EC_P256)
-            assert pool.labels() == {"ec"}
-
-    run_virtual(main)
-
-
-def test_lane_that_is_lost_before_its_turn_generates_nothing() -> None:
-    async def main() -> None:
-        stage = Stage()
-        async with PlayedPool(stage, ONE, ONE) as pool:
-            await asyncio.sleep(0.001)
-            stage.opening_s["one"] = 1.0
-            stage.lanes[1].kill("died")  # while it starts again, nobody else may use the door
-            await asyncio.sleep(0.1)
-            generating = asyncio.ensure_future(pool.generate_key("new", KeyAlgorithm.EC_P256))
-            await asyncio.sleep(0.1)
-            stage.lanes[0].kill("gone")
-            with pytest.raises(PoolUnavailable, match="before it could"):
-                await generating
-
-    run_virtual(main)
-
-
-def test_no_key_without_a_lane() -> None:
-    async def main() -> None:
-        stage = Stage()
-        async with PlayedPool(stage) as pool:
-            stage.opening_s["one"] = 1.0
-            stage.lanes[0].kill("died")
-            await asyncio.sleep(0.1)
-            with pytest.raises(PoolUnavailable, match="no lane is ready"):
-                await pool.generate_key("new", KeyAlgorithm.EC_P256)
-
-    run_virtual(main)
-
-
-def test_work_that_came_while_a_key_was_made_leaves_when_the_lane_has_a_place() -> None:
-    """A ping and a new key fill the pipe, and neither's answer is one of the dispatcher's."""
-
-    async def main() -> None:
-        stage = Stage()
-        async with PlayedPool(stage, keep_alive_s=10.0) as pool:
-            (lane,) = stage.lanes
-            lane.answering_s = 1.0
-            await asyncio.sleep(10.1)
-            generating = asyncio.ensure_future(pool.generate_key("new", KeyAlgorithm.EC_P256))
-            await asyncio.sleep(0.1)
-            assert lane.in_flight == 2
-            await pool.sign("ec", b"tbs", Priority.REVOCATION)
-            assert now() <= 14.0
-            await generating
+            told = [line[2] for line in pool.log.lines if "two names" in line[1]]
+            assert {str(line["token"]) for line in told} <= {"one", "two"}
+            assert {str(line["also"]) for line in told} <= {"['one']", "['two']"}
+            assert told
 
     run_virtual(main)

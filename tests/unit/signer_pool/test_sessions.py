@@ -5,20 +5,19 @@ from typing import Any
 import msgspec
 import pkcs11
 import pytest
-from pkcs11 import Attribute, KeyType, Mechanism, ObjectClass, TokenFlag
+from pkcs11 import Mechanism, TokenFlag
 
 from pkix.algorithms import KeyAlgorithm
+from signer_pool.ckr import classify, code_of
 from signer_pool.errors import LaneStartError, PinRejected, SigningFailed, TokenRefused
 from signer_pool.lane import TokenFacts
 from signer_pool.lane_config import KeyMatch, Pkcs11LaneConfig
 from signer_pool.pkcs11_session import Pkcs11Session, open_pkcs11_session
 from tests.unit.signer_pool.fake_tokens import (
     CONFIG,
-    MECHANISMS,
     FakePrivate,
     FakePublic,
     FakeToken,
-    FakeUnwrapper,
     pair,
     use,
 )
@@ -27,6 +26,10 @@ from tests.unit.signer_pool.fake_tokens import (
 def opened(monkeypatch: pytest.MonkeyPatch, token: FakeToken, config: Pkcs11LaneConfig = CONFIG) -> Pkcs11Session:
     use(monkeypatch, token)
     return open_pkcs11_session(config)
+
+
+def classified(error: pkcs11.PKCS11Error) -> str:
+    return classify(code_of(type(error).__name__, str(error))).name
 
 
 def with_objects(monkeypatch: pytest.MonkeyPatch, *objects: Any, **keys: KeyMatch) -> Pkcs11Session:
@@ -96,6 +99,31 @@ def test_last_try_is_left_to_a_person(monkeypatch: pytest.MonkeyPatch, flag: Tok
     assert token.logins == 0
 
 
+def test_last_try_is_seen_although_it_is_news(monkeypatch: pytest.MonkeyPatch) -> None:
+    """python-pkcs11 reads the flags once for each object, and others may have used up the tries meanwhile."""
+    token, later = FakeToken(), FakeToken()
+    later.flags = TokenFlag.USER_PIN_FINAL_TRY
+    token.later = later
+    with pytest.raises(PinRejected, match="does not risk that"):
+        opened(monkeypatch, token)
+    assert token.logins == later.logins == 0
+    later.flags = TokenFlag(0)
+    opened(monkeypatch, token)
+    assert (token.logins, later.logins) == (0, 1)
+
+
+def test_token_that_is_gone_before_the_login(monkeypatch: pytest.MonkeyPatch) -> None:
+    token = FakeToken()
+
+    def gone() -> FakeToken:
+        raise pkcs11.TokenNotPresent
+
+    token.slot.get_token = gone
+    with pytest.raises(LaneStartError, match="CKR_TOKEN_NOT_PRESENT") as caught:
+        opened(monkeypatch, token)
+    assert (caught.value.code, token.logins) == (0x0E0, 0)
+
+
 @pytest.mark.parametrize(
     ("error", "message", "code"),
     [
@@ -133,6 +161,20 @@ def test_token_that_differs_in_one_thing_is_another_one(
     with pytest.raises(LaneStartError, match="no such token") as caught:
         opened(monkeypatch, FakeToken(), msgspec.structs.replace(CONFIG, **wanted))
     assert caught.value.code == 0x0E0
+
+
+def test_what_the_module_has_instead_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    absent = msgspec.structs.replace(CONFIG, token_label="absent", serial="9", slot_id=0)
+    module = use(monkeypatch, FakeToken())
+    looked_for = r"no such token \(serial 9, slot-id 0\)"
+    with pytest.raises(LaneStartError, match=looked_for + r".*The module has 'token-1' \(serial 0001\)$"):
+        open_pkcs11_session(absent)
+    module.tokens = ()
+    with pytest.raises(LaneStartError, match=looked_for + ".*The module has no token at all$"):
+        open_pkcs11_session(absent)
+    module.errors = [pkcs11.NoSuchToken(), pkcs11.DeviceError()]
+    with pytest.raises(LaneStartError, match=r"The module has tokens that cannot be listed$"):
+        open_pkcs11_session(absent)
 
 
 def test_token_is_found_by_all_that_is_known_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,75 +221,13 @@ def test_write_protected_token_is_opened_for_signing(monkeypatch: pytest.MonkeyP
     assert token.opened == [(False, None), (False, CONFIG.pin)]
 
 
-def test_only_pairs_that_can_sign_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
-    session = with_objects(
-        monkeypatch,
-        *pair("good", b"1"),
-        *pair("edwards", b"6", "ed25519"),
-        FakePrivate("without public half", b"2"),
-        *pair("odd curve", b"3", "secp256k1"),
-        FakePublic("dsa", b"4", None),
-        FakePrivate("dsa", b"4"),
-        *pair("by label", b""),
-        FakePublic("twice", b"5"),
-        FakePrivate("twice", b"5"),
-        FakePrivate("twice", b"5"),
-        FakeUnwrapper.__new__(FakeUnwrapper),
-    )
-    assert set(session.public_keys()) == {"good", "edwards", "by label"}
-    (note,) = session.notes()
-    assert "several private keys are called 'twice'" in note
-    session.public_keys()
-    assert session.notes() == [note]
-
-
-def test_key_that_the_token_cannot_sign_with_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    session = with_objects(monkeypatch, *pair("ec", b"1"), *pair("edwards", b"2", "ed25519"))
-    session._mechanisms = MECHANISMS - {Mechanism.EDDSA}
-    assert set(session.public_keys()) == {"ec"}
-    (note,) = session.notes()
-    assert "lacks the mechanism CKM_EDDSA that the ed25519 key 'edwards' needs" in note
-
-
-def test_keys_go_by_their_configured_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    session = with_objects(
-        monkeypatch,
-        *pair("ROOT 2026", b"1"),
-        *pair("same", b"2"),
-        *pair("same", b"3"),
-        *pair("other", b"4"),
-        *pair("spare", b"5"),  # its label is the name of another key: it has none
-        root=KeyMatch(label="ROOT 2026"),
-        ocsp=KeyMatch(label="same", id=b"3"),
-        spare=KeyMatch(id=b"4"),
-    )
-    keys = session.public_keys()
-    assert set(keys) == {"root", "ocsp", "same", "spare"}
-    assert len(set(keys.values())) == 4
-    assert session.notes() == []
-    session = with_objects(monkeypatch, *pair("a", b"1"), *pair("b", b"1"), key=KeyMatch(id=b"1"))
-    assert session.public_keys() == {}
-    assert "several private keys are called 'key'" in session.notes()[0]
-
-
-def test_key_that_is_half_written_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    halves = FakePublic("rsa", b"1"), FakePublic("ec", b"2"), FakePublic("edwards", b"4", "ed25519")
-    halves[0].facts |= {Attribute.KEY_TYPE: KeyType.RSA, Attribute.PUBLIC_EXPONENT: b"", Attribute.MODULUS: b""}
-    halves[1].facts |= {Attribute.EC_POINT: b""}
-    halves[2].facts |= {Attribute.EC_POINT: b""}
-    privates = FakePrivate("rsa", b"1"), FakePrivate("ec", b"2"), FakePrivate("edwards", b"4")
-    session = with_objects(monkeypatch, *halves, *privates, *pair("good", b"3"))
-    assert set(session.public_keys()) == {"good"}
-
-
-@pytest.mark.parametrize("unreadable", [ObjectClass.PRIVATE_KEY, ObjectClass.PUBLIC_KEY])
-def test_object_that_cannot_be_read_is_no_key_that_vanished(
-    monkeypatch: pytest.MonkeyPatch, unreadable: ObjectClass
+def test_pin_is_not_given_again_to_a_token_that_is_write_protected_all_of_a_sudden(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """python-pkcs11 shows less than a key then; passing it over, a lane would be ready and without its key."""
-    session = with_objects(monkeypatch, *pair("good", b"1"), unreadable)
-    with pytest.raises(LaneStartError, match=r"keys cannot be listed: CKR_FUNCTION_FAILED \(.*attributes"):
-        session.public_keys()
+    token = FakeToken(pkcs11.TokenWriteProtected())
+    with pytest.raises(LaneStartError, match="CKR_TOKEN_WRITE_PROTECTED"):
+        opened(monkeypatch, token)
+    assert token.logins == 1
 
 
 @pytest.mark.parametrize(
@@ -297,55 +277,3 @@ def test_token_errors_outside_signing(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(TokenRefused, match="CKR_SESSION_HANDLE_INVALID") as touching:
         session.touch()
     assert touching.value.ckr.code == 0x0B3
-
-
-def test_session_that_is_gone_is_replaced_and_its_keys_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    old, new = FakePrivate("key", b"1", pkcs11.SessionHandleInvalid()), FakePrivate("key", b"1", b"\1\2")
-    token = FakeToken(objects=(FakePublic("key", b"1"), old))
-    session = opened(monkeypatch, token)
-    session.public_keys()
-    token.sessions[-1].error = pkcs11.SessionHandleInvalid()  # so that closing it fails, too
-    token.objects = (token.objects[0], new)
-    session.reopen()
-    assert token.sessions[1].closed == 1
-    session.signer("key", "ecdsa-with-SHA256")(b"tbs")
-    assert (len(old.asked), len(new.asked)) == (0, 1)
-    assert token.logins == 2
-
-
-def test_login_that_outlived_the_session_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And only believed where it shows: a module may be wrong about it, and then hides every private key."""
-    token = FakeToken(objects=pair("key", b"1"))
-    session = opened(monkeypatch, token)
-    token.answers = [pkcs11.UserAlreadyLoggedIn()] * 3
-    session.reopen()
-    assert token.opened[-2:] == [(True, CONFIG.pin), (True, None)]
-    assert set(session.public_keys()) == {"key"}
-    token.objects = ()
-    session.reopen()
-    assert session.public_keys() == {}
-    token.objects = (FakePublic("key", b"1"),)
-    with pytest.raises(LaneStartError, match="CKR_USER_NOT_LOGGED_IN"):
-        session.reopen()
-    token.answers = []
-    session.reopen()
-    assert session.public_keys() == {}  # with a login of its own: there are no private keys
-
-
-def test_sessions_are_not_replaced_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    token = FakeToken()
-    session = opened(monkeypatch, token)
-    for _ in range(8):
-        session.reopen()
-    with pytest.raises(LaneStartError, match="lost its session 9 times"):
-        session.reopen()
-    assert token.logins == 9
-
-
-def test_pin_that_is_refused_while_healing(monkeypatch: pytest.MonkeyPatch) -> None:
-    token = FakeToken()
-    session = opened(monkeypatch, token)
-    token.answers = [pkcs11.PinLocked()]
-    with pytest.raises(PinRejected):
-        session.reopen()
-    assert token.logins == 2

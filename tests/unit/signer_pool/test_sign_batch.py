@@ -15,8 +15,10 @@ RETRY, REOPEN, REPLACE, TOKEN_DOWN, CALLER, NEVER = 0x006, 0x0B3, 0x005, 0x030, 
 SIGNED = b"signed "
 
 
-def refused(code: int) -> TokenRefused:
-    row = classify(code)
+def refused(answer: int | Exception) -> Exception:
+    if isinstance(answer, Exception):
+        return answer
+    row = classify(answer)
     return TokenRefused(f"test: {row.name}", row)
 
 
@@ -26,7 +28,10 @@ class PlayedSession:
     token = "played"
 
     def __init__(
-        self, *answers: int | None, reopening: Exception | None = None, signer: int | None = None
+        self,
+        *answers: int | Exception | None,
+        reopening: Exception | None = None,
+        signer: int | Exception | None = None,
     ) -> None:
         self.answers = deque(answers)
         self.calls: list[str] = []
@@ -36,8 +41,8 @@ class PlayedSession:
     def signer(self, name: str, algorithm: str) -> Callable[[bytes], bytes]:
         self.calls.append(f"signer {name} {algorithm}")
         if self._signer is not None:
-            code, self._signer = self._signer, None
-            raise refused(code)
+            answer, self._signer = self._signer, None
+            raise refused(answer)
         return self._sign
 
     def _sign(self, tbs: bytes) -> bytes:
@@ -179,6 +184,9 @@ def test_no_key_for_the_whole_batch() -> None:
         (LaneStartError("gone", 0x0E0), Action.TOKEN_DOWN, 0x0E0, "CKR_SESSION_HANDLE_INVALID, then: gone"),
         (LaneStartError("odd", 0x005), Action.REPLACE, 0x005, "CKR_SESSION_HANDLE_INVALID, then: odd"),
         (LaneStartError("9 times"), Action.REPLACE, REOPEN, "CKR_SESSION_HANDLE_INVALID, then: 9 times"),
+        # Logged out: only a new process may give the PIN.
+        (LaneStartError("no", 0x101), Action.REPLACE, 0x101, "CKR_SESSION_HANDLE_INVALID, then: no"),
+        (ValueError("secret"), Action.REPLACE, 0, "played: ValueError while it signed"),
     ],
 )
 def test_session_that_cannot_be_opened_again(error: Exception, action: Action, code: int, message: str) -> None:
@@ -188,3 +196,28 @@ def test_session_that_cannot_be_opened_again(error: Exception, action: Action, c
     assert signed.refusals == {1: Refusal(action, code, message)}
     assert signed.healed == {REOPEN: 1}
     assert session.calls.count("reopen") == 1
+
+
+@pytest.mark.parametrize("error", [ValueError("secret"), MemoryError(), KeyError("secret"), OSError(5, "secret")])
+def test_what_nobody_expects_costs_the_lane_and_is_told_by_its_class(error: Exception) -> None:
+    session = PlayedSession(None, RETRY, error)
+    signed = run(session, "abcd")
+    assert text(signed) == ["a", "-", "-", "-"]
+    assert signed.refusals == {1: Refusal(Action.REPLACE, 0, f"played: {type(error).__name__} while it signed")}
+    assert signed.healed == {RETRY: 1}
+    assert signed.spoils_lane
+    assert 0 < signed.service_s < 1
+    signed = run(PlayedSession(signer=error))
+    assert text(signed) == ["-", "-", "-"]
+    assert set(signed.refusals) == {0}
+
+
+def test_what_a_batch_tells_of_itself_is_sane() -> None:
+    for answers in ([], [RETRY], [REOPEN] * 99, [CALLER, RETRY] * 9, [TOKEN_DOWN], [OSError()]):
+        signed = run(PlayedSession(*answers), "abcdef")
+        assert 0 < signed.service_s < 1
+        assert all(count > 0 for count in signed.healed.values())
+        assert sum(signed.healed.values()) <= HEALINGS_PER_BATCH
+    empty = run(PlayedSession(), "")
+    assert (empty.signatures, empty.refusals, empty.healed) == ([], {}, {})
+    assert 0 <= empty.service_s < 1

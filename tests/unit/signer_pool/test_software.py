@@ -96,6 +96,18 @@ def test_key_that_is_not_read_yet_is_looked_for_again(tmp_path: Path) -> None:
         session.signer("ec", "ecdsa-with-SHA256")
 
 
+# A key on a curve that the library does not know, sm2p256v1, under PASSPHRASE.
+SM2 = b"""\
+-----BEGIN ENCRYPTED PRIVATE KEY-----
+MIHsMFcGCSqGSIb3DQEFDTBKMCkGCSqGSIb3DQEFDDAcBAhrFCb/3opRcgICCAAw
+DAYIKoZIhvcNAgkFADAdBglghkgBZQMEASoEEOY1yT2lRzWsecyIMLIM4uEEgZAS
+wKjiHqNGVsQ2WR0F0ZQP5U/tBa/vkmhNxWRrmXOw1ggNiAEnyI+PdSnithXT9Bje
+MEGsBad2NtaQ7qn3u/KVEpQxKOcVOvurdgLkJi/5q6bAlHQ1KpVPPzTkDFdypWWv
+8MSgDGoMiLXSK73y5l0Hue9Hpf29iDIaaaEKGm1gBEIB84r+XC8U/R5T0l/2pik=
+-----END ENCRYPTED PRIVATE KEY-----
+"""
+
+
 def _pem(key: Any, passphrase: bytes | None = PASSPHRASE.encode()) -> bytes:
     cipher = serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
     return bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, cipher))
@@ -118,6 +130,7 @@ def _damaged(pem: bytes) -> bytes:
         (_damaged(_pem(ec.generate_private_key(ec.SECP256R1()))), PinRejected, "wrong passphrase, or damaged"),
         (_pem(ed448.Ed448PrivateKey.generate()), LaneStartError, "cannot be used"),
         (_pem(ec.generate_private_key(ec.SECP256K1())), LaneStartError, "cannot be used"),
+        (SM2, LaneStartError, "cannot be used"),
     ],
 )
 def test_key_that_cannot_be_used(tmp_path: Path, pem: bytes, error: type[Exception], message: str) -> None:

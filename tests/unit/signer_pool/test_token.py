@@ -15,7 +15,7 @@ from tests.unit.signer_pool.virtual_time import run_virtual
 
 
 def token_of(stage: Stage) -> Token:
-    return Token("one", stage, start_deadline_s=7.0)
+    return Token("one", stage, start_deadline_s=7.0, on_failed=lambda _name, _reason: None)
 
 
 async def refused(token: Token, error: type[Exception] = LaneStartError) -> str:
@@ -194,7 +194,7 @@ def test_slow_and_impossible_starts_are_the_operators_affair() -> None:
         assert "not open within 7 s" in await refused(token)
         assert now() == 7.0
         assert token.state is TokenState.DOWN
-        token = Token("one", impossible, start_deadline_s=7.0)
+        token = Token("one", impossible, start_deadline_s=7.0, on_failed=lambda _name, _reason: None)
         assert "cannot start a process: too many processes; check limits" in await refused(token)
         assert token.state is TokenState.DOWN
 
@@ -213,5 +213,47 @@ def test_cancelled_opening_leaves_the_door_free() -> None:
             await opening
         assert await token.open(ONE) is cast("object", stage.lanes[0])
         assert now() == 1.5
+
+    run_virtual(main)
+
+
+def test_token_that_is_away_for_days_is_still_probed() -> None:
+    async def main() -> None:
+        stage = Stage(*[LaneStartError("no such slot")] * 2000)
+        token = token_of(stage)
+        for _ in range(2000):
+            await refused(token)
+        assert now() < 2000 * 5.1
+        await token.open(ONE)
+        assert token.state is TokenState.UP
+
+    run_virtual(main)
+
+
+def test_refused_token_is_told_once_and_one_that_begins_refused_is_not_opened() -> None:
+    async def main() -> None:
+        stage = Stage(PinRejected("wrong PIN"))
+        told: list[tuple[str, str]] = []
+        token = Token("one", stage, start_deadline_s=7.0, on_failed=lambda *what: told.append(what))
+        await refused(token, PinRejected)
+        token.fail("again")
+        assert told == [("one", "wrong PIN")]
+        known = Token("two", stage, start_deadline_s=7.0, on_failed=lambda *what: told.append(what))
+        known.refuse("was refused before")
+        assert await refused(known, PinRejected) == "was refused before"
+        assert len(stage.opened) == len(told) == 1
+
+    run_virtual(main)
+
+
+def test_token_may_have_a_key_unless_it_is_down_or_known_to_lack_it() -> None:
+    async def main() -> None:
+        token = token_of(Stage())
+        assert token.may_have("ec")
+        token.keys = frozenset({"ec"})
+        assert token.may_have("ec")
+        assert not token.may_have("rsa")
+        token.latch("gone")
+        assert not token.may_have("ec")
 
     run_virtual(main)

@@ -154,12 +154,14 @@ class Backlog:
         """Count the items of a call no more: it is settled."""
         self._count(call, -call.waiting)
 
-    def ripe_at(self, keys: Container[str], size_of: Callable[[Kind], int]) -> float | None:
+    def ripe_at(
+        self, keys: Container[str], size_of: Callable[[Kind], int], least: Priority = Priority.REFRESH
+    ) -> float | None:
         """Return the loop time at which the next batch of these keys should leave: 0 when it is full.
 
-        None when nothing waits.
+        None when nothing waits that is at least so urgent.
         """
-        found = self._strictly_next(keys)
+        found = self._strictly_next(keys, least)
         if found is None:
             return None
         kind, queue, oldest = found
@@ -171,15 +173,16 @@ class Backlog:
         size_of: Callable[[Kind], int],
         now: float,
         suits: Callable[["Item"], bool] = lambda _: True,
+        least: Priority = Priority.REFRESH,
     ) -> list[Item]:
-        """Remove and return the next batch of these keys.
+        """Remove and return the next batch of these keys that is at least so urgent.
 
         Empty when nothing waits, or when the next item does not suit and is left to another lane.
         """
-        found = self._strictly_next(keys)
+        found = self._strictly_next(keys, least)
         if found is None:
             return []
-        longest = self._longest_waiting(keys)
+        longest = self._longest_waiting(keys, least)
         is_overdue = now - longest[2].call.queued_at >= OVERDUE_S
         if is_overdue and longest[2].passed_over >= PATIENCE:
             found = longest
@@ -239,17 +242,19 @@ class Backlog:
             queue = queues[kind] = FairQueue(self._weights)
         return queue
 
-    def _strictly_next(self, keys: Container[str]) -> Found | None:
+    def _strictly_next(self, keys: Container[str], least: Priority) -> Found | None:
         """Find the queue of the highest class whose turn it is, and its oldest item."""
         for priority in Priority:
+            if priority > least:
+                break
             found = next(self._waiting_of(self._queues[priority], keys), None)
             if found is not None:
                 return found
         return None
 
-    def _longest_waiting(self, keys: Container[str]) -> Found:
-        """Find the oldest item of all classes; something waits."""
-        queues = self._queues.values()
+    def _longest_waiting(self, keys: Container[str], least: Priority) -> Found:
+        """Find the oldest item of all classes that are at least so urgent; something waits."""
+        queues = [queues for priority, queues in self._queues.items() if priority <= least]
         return min((found for each in queues for found in self._waiting_of(each, keys)), key=_queued_at)
 
     @staticmethod

@@ -8,8 +8,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from pkix.algorithms import SignatureAlgorithm, verify_signature
-from pkix.errors import SignatureMismatch
+from pkix.algorithms import SignatureAlgorithm
 from signer_pool.backlog import Backlog, Call, Item, Priority
 from signer_pool.ckr import USER_NOT_LOGGED_IN, Action
 from signer_pool.errors import PoolClosed, PoolUnavailable, SigningFailed, Unsignable
@@ -17,6 +16,7 @@ from signer_pool.key_ring import KeyRing
 from signer_pool.lane import Lane, Refusal, Signed
 from signer_pool.lane_keeper import WRONG_SIGNATURE, LaneKeeper, Logger
 from signer_pool.metrics import PoolMetrics
+from signer_pool.verifier import Answer, Verifier
 
 BATCHES_PER_LANE = 2
 MAX_REFUSALS = 3
@@ -40,12 +40,11 @@ class Dispatcher:
     ) -> None:
         self._loop = loop
         self._backlog = backlog
-        self._ring = ring
         self._keepers = keepers
         self._on_token_down = on_token_down
         self._metrics = metrics
         self._logger = logger
-        self._verify = verify
+        self._verifier = Verifier(loop=loop, ring=ring, on_verified=self._on_verified, verify=verify)
         self._timer: asyncio.TimerHandle | None = None
         self._is_due = False
         self._closed: Exception | None = None
@@ -116,6 +115,7 @@ class Dispatcher:
         self._closed = error
         self._cancel_timer()
         self._backlog.fail_all(error)
+        self._verifier.fail_all(error)
 
     def _dispatch(self) -> None:
         self._is_due = False
@@ -127,22 +127,27 @@ class Dispatcher:
             for keeper in self._keepers:
                 lane = keeper.lane
                 if lane is not None and lane.in_flight == place and not lane.is_asked:
-                    self._fill(keeper, lane, at_once=place == 0)
+                    self._fill(keeper, lane, place)
 
-    def _fill(self, keeper: LaneKeeper, lane: Lane, *, at_once: bool) -> None:
-        """Send one batch: to an idle lane what there is, to a busy one what is large or old enough."""
+    def _fill(self, keeper: LaneKeeper, lane: Lane, place: int) -> None:
+        """Send one batch: to an idle lane what there is, to a busy one what is large or old enough.
+
+        What is not verified yet takes up places too, but for urgent work: a lane that answers faster than we can
+        verify needs no second batch in its pipe, where a revocation would have to wait for it.
+        """
         pace, now = keeper.pace, self._loop.time()
-        if not at_once:
+        least = Priority.REFRESH if place + keeper.unverified < BATCHES_PER_LANE else Priority.INTERACTIVE
+        if place:
             if keeper.in_doubt:
                 return
-            ripe_at = self._backlog.ripe_at(keeper.keys, pace.size)
+            ripe_at = self._backlog.ripe_at(keeper.keys, pace.size, least)
             if ripe_at is None:
                 return
             if ripe_at > now:
                 if self._timer is None:
                     self._timer = self._loop.call_at(ripe_at, self._dispatch)
                 return
-        batch = self._backlog.take(keeper.keys, pace.size, now, partial(self._suits, keeper))
+        batch = self._backlog.take(keeper.keys, pace.size, now, partial(self._suits, keeper), least)
         if not batch:
             return
         call = batch[0].call
@@ -173,21 +178,52 @@ class Dispatcher:
             return
         keeper.in_doubt = False
         call = batch[0].call
-        done = sum(map(bool, reply.signatures))
+        signed = [index for index in range(len(batch)) if self._is_signed(reply, index)]
         self._metrics.answered(keeper.token.name, call.priority, reply.service_s, reply.healed)
-        if done == len(batch):
-            keeper.pace.measured((call.key, call.algorithm.name), done, reply.service_s)
-        # The lane first: it works on while we verify.
-        if not reply.refusals:
-            self._dispatch()
-        again = self._deliver(keeper, lane, batch, reply)
-        if reply.refusals:
+        if len(signed) == len(batch):
+            keeper.pace.measured((call.key, call.algorithm.name), len(batch), reply.service_s)
+        else:
+            again = self._take_refusals(keeper, batch, reply)
             self.judge(keeper, lane, reply.refusals)
-        if not again:
+            self._queue_again(again)
+        if signed:
+            self._take_signatures(keeper, lane, batch, reply, signed)
+
+    @staticmethod
+    def _is_signed(reply: Signed, index: int) -> bool:
+        """Tell whether there is a signature to verify. An empty one is a wrong one, unless it was not tried."""
+        return index not in reply.refusals and bool(reply.signatures[index] or not reply.spoils_lane)
+
+    def _take_signatures(
+        self, keeper: LaneKeeper, lane: Lane, batch: list[Item], reply: Signed, signed: list[int]
+    ) -> None:
+        if self._closed is not None:
+            self._queue_again(batch)
+            return
+        items = [batch[index] for index in signed]
+        signatures = [reply.signatures[index] for index in signed]
+        keeper.unverified += 1
+        self._dispatch()  # the lane works on while we verify
+        self._verifier.add(Answer(keeper, lane, items, signatures, is_whole=len(items) == len(batch)))
+
+    def _on_verified(self, answer: Answer) -> None:
+        keeper, wrong = answer.keeper, answer.wrong
+        key = answer.items[0].call.key
+        keeper.unverified -= 1
+        self._metrics.delivered(key, verified=len(answer.items) - len(wrong), wrong=len(wrong), refused=0)
+        if wrong:
+            # Broken hardware, or a fault attack on the key: whatever else this lane says is not believed.
+            self._logger.error(
+                "wrong signature: the lane is quarantined", lane=keeper.name, token=keeper.token.name, key=key
+            )
+            keeper.dismiss(answer.lane, WRONG_SIGNATURE)
+            for item in wrong:
+                self._refused(keeper, item, "the signature does not verify")
+            self._metrics.retried("refused", len(wrong))
+            self._queue_again(wrong)
+        elif answer.is_whole:
             keeper.proved_good()
-        elif self._closed is None:
-            self._metrics.retried("refused", len(again))
-        self._queue_again(again)
+        self.schedule()  # its lane may have been held back
 
     def _on_lost(self, keeper: LaneKeeper, lane: Lane, batch: list[Item]) -> None:
         """Take the items back. Those that the lane was working at may be why it died: they travel alone now."""
@@ -210,41 +246,23 @@ class Dispatcher:
                 SigningFailed(f"key {item.call.key!r}: {item.losses} lanes were lost over one signature")
             )
 
-    def _deliver(self, keeper: LaneKeeper, lane: Lane, batch: list[Item], reply: Signed) -> list[Item]:
-        """Hand out what verifies and return the items to try again."""
-        call = batch[0].call
-        public_key, algorithm = self._ring.public_key(call.key), call.algorithm
+    def _take_refusals(self, keeper: LaneKeeper, batch: list[Item], reply: Signed) -> list[Item]:
+        """Deal with what has no signature and return the items to try again."""
         again: list[Item] = []
-        wrong = verified = 0
-        for index, (item, signature) in enumerate(zip(batch, reply.signatures, strict=True)):
+        for index, item in enumerate(batch):
+            if self._is_signed(reply, index):
+                continue
             refusal = reply.refusals.get(index)
-            if refusal is None and (signature or not reply.spoils_lane):
-                try:
-                    if self._verify:
-                        verify_signature(public_key, item.tbs, signature, algorithm)
-                except SignatureMismatch:
-                    wrong += 1
-                    self._refused(keeper, item, "the signature does not verify")
-                    again.append(item)
-                else:
-                    verified += 1
-                    item.call.deliver(item.index, signature)
-            elif refusal is None:
-                again.append(item)  # not tried
-            elif refusal.action is Action.CALLER:
-                item.call.fail(Unsignable(f"key {call.key!r}: {refusal.message}"))
-            else:
-                # A login that ended with its session says nothing about the item; a new process logs in.
-                if refusal.action is Action.REPLACE and refusal.code != USER_NOT_LOGGED_IN:
-                    self._refused(keeper, item, refusal.message)
-                again.append(item)
-        self._metrics.delivered(call.key, verified=verified, wrong=wrong, refused=len(reply.refusals))
-        if wrong:
-            # Broken hardware, or a fault attack on the key: whatever else this lane says is not believed.
-            self._logger.error(
-                "wrong signature: the lane is quarantined", lane=keeper.name, token=keeper.token.name, key=call.key
-            )
-            keeper.dismiss(lane, WRONG_SIGNATURE)
+            if refusal is not None and refusal.action is Action.CALLER:
+                item.call.fail(Unsignable(f"key {item.call.key!r}: {refusal.message}"))
+                continue
+            # A login that ended with its session says nothing about the item; a new process logs in.
+            if refusal and refusal.action is Action.REPLACE and refusal.code != USER_NOT_LOGGED_IN:
+                self._refused(keeper, item, refusal.message)
+            again.append(item)
+        self._metrics.delivered(batch[0].call.key, verified=0, wrong=0, refused=len(reply.refusals))
+        if again and self._closed is None:
+            self._metrics.retried("refused", len(again))
         return again
 
     def _refused(self, keeper: LaneKeeper, item: Item, reason: str) -> None:

@@ -54,7 +54,8 @@ class LaneKeeper:
     """One lane's life. The pool reads `lane`, `keys` and `state`, and is told by the callbacks.
 
     The dispatcher keeps here: `lost`, the last lane that was lost and not dismissed; `batches`, how many were
-    sent; `in_doubt`: it works at an item over which another lane was lost, so nothing else goes behind it.
+    sent; `in_doubt`: it works at an item over which another lane was lost, so nothing else goes behind it;
+    `unverified`: answers of its lanes that are not verified yet.
 
     `adopt` looks at a fresh lane and returns the keys it may sign with, or raises `KeyMismatch`; `on_ready` and
     `on_down` come after the state has changed, `on_free` when the lane has a place again that no batch had.
@@ -85,6 +86,7 @@ class LaneKeeper:
         self.lost: Lane | None = None
         self.batches = 0
         self.in_doubt = False
+        self.unverified = 0
         self._keep_alive_s = keep_alive_s
         self._adopt = adopt
         self._on_ready = on_ready

@@ -261,3 +261,15 @@ async def test_settled_items_are_not_given_back() -> None:
     waiting.give_back(batch)
     assert len(waiting) == 1
     assert take(waiting) == "2"
+
+
+async def test_only_what_is_urgent_enough_is_taken() -> None:
+    waiting = backlog()
+    waiting.accept(items("1", priority=Priority.BULK))
+    assert waiting.ripe_at(KEYS, three, Priority.INTERACTIVE) is None
+    assert waiting.take(KEYS, three, 1000.0, least=Priority.INTERACTIVE) == []
+    waiting.accept(items("2", priority=Priority.INTERACTIVE, at=999.0))
+    assert waiting.ripe_at(KEYS, three, Priority.INTERACTIVE) == 999.5
+    for item in "2", "":
+        assert text(waiting.take(KEYS, three, 1000.0, least=Priority.INTERACTIVE)) == item
+    assert take(waiting) == "1"

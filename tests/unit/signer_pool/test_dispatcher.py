@@ -53,7 +53,7 @@ def test_token_that_is_gone_is_latched_and_its_work_moves_to_the_other_at_once()
             await signed(pool, 6)
             # At 1.5 the first lane refuses. What it and its neighbour have goes in front, to the other token.
             assert sent(stage) == [[(0.5, b"12")], [(0.5, b"34")]]
-            assert sent(stage, "two") == [[(0.5, b"56"), (1.5, b"34"), (2.0, b"2")]]
+            assert sent(stage, "two") == [[(0.5, b"56"), (1.5, b"2"), (2.0, b"34")]]
             assert now() == 5.0
             assert [lane.killed[0] for lane in stage.of("one")] == ["token_down"] * 2
             states = [(health.state, health.reason) for health in pool.health().tokens]
@@ -398,5 +398,18 @@ def test_item_is_left_to_a_token_that_has_refused_it_less_often() -> None:
             began = now()
             await signed(pool, 2)
             assert now() - began <= 3.0
+
+    run_virtual(main)
+
+
+def test_signatures_that_come_after_the_end_are_given_to_nobody() -> None:
+    async def main() -> None:
+        stage = Stage()
+        async with PlayedPool(stage) as pool:
+            call = asyncio.ensure_future(pool.sign("ec", b"tbs", Priority.BULK))
+            await asyncio.sleep(0.5)
+            pool._dispatcher.close(PoolClosed("test"))
+            with pytest.raises(PoolClosed, match="test"):
+                await call
 
     run_virtual(main)

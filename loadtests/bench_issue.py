@@ -10,15 +10,12 @@ import argparse
 import asyncio
 import json
 import logging
-import os
 import statistics
 import sys
 import tempfile
 import time
-from asyncio.subprocess import PIPE
 from pathlib import Path
 
-import msgspec
 import structlog
 import uvloop
 from cryptography import x509
@@ -27,6 +24,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from rich.progress import Progress
 
+from loadtests.raw_token import RawToken
+from pkix.algorithms import KeyAlgorithm
 from pkix.profile import TLS_SERVER
 from server.app import Parts, open_parts
 from server.auth.clients import CERTMILL
@@ -34,26 +33,11 @@ from server.authority import prepare_home
 from server.clock import utc_now
 from server.config import Config, load_config
 from server.issuance.order import Order
-from signer_pool.lane_config import LaneConfig
+from server.keys.hierarchy import ISSUING
+from signer_pool.lane_config import Pkcs11LaneConfig
 
 AIM = 0.6
 _RESULT = Path("build/bench/issue.json")
-_RAW = """
-import sys, time
-from signer_pool.lane_config import Pkcs11LaneConfig, SoftwareLaneConfig
-import msgspec
-from signer_pool.lane_process import open_session
-config = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=Pkcs11LaneConfig | SoftwareLaneConfig)
-session = open_session(config)
-session.public_keys()
-sign = session.signer("issuing")
-tbs, seconds = bytes(600), float(sys.argv[1])
-count, start = 0, time.perf_counter()
-while time.perf_counter() - start < seconds:
-    sign(tbs)
-    count += 1
-print(count / (time.perf_counter() - start))
-"""
 
 
 def _csrs(count: int) -> list[bytes]:
@@ -91,17 +75,6 @@ async def _pipeline(parts: Parts, csrs: list[bytes], seconds: float, at_once: in
     return 2 * issued / (time.perf_counter() - start)
 
 
-async def _raw(lane: LaneConfig, seconds: float) -> float:
-    """Return signs per second of one session in a process of its own; the PIN goes over its standard input."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", _RAW, str(seconds), stdin=PIPE, stdout=PIPE, env={**os.environ, **lane.env}
-    )
-    said, _ = await process.communicate(msgspec.msgpack.encode(lane))
-    if process.returncode:
-        raise SystemExit("the raw loop failed, see above")
-    return float(said)
-
-
 async def _measure(
     config: Config, arguments: argparse.Namespace, logger: structlog.typing.FilteringBoundLogger
 ) -> dict[str, float]:
@@ -110,12 +83,18 @@ async def _measure(
     pipeline: list[float] = []
     csrs = _csrs(256)
 
-    async with open_parts(config, lanes, clock=utc_now, logger=logger) as parts:
+    if not isinstance(lanes[0], Pkcs11LaneConfig):
+        raise SystemExit("this benchmark needs SoftHSM: install softhsm2")
+    algorithm = KeyAlgorithm(arguments.key)
+    async with (
+        open_parts(config, lanes, clock=utc_now, logger=logger) as parts,
+        RawToken(lanes[0]) as token,
+    ):
         with Progress(disable=arguments.json) as progress:
             task = progress.add_task("raw token and pipeline, in turns", total=2 * arguments.rounds)
             await _pipeline(parts, csrs, 0.5, arguments.at_once)  # warm up
             for _ in range(arguments.rounds):
-                raw.append(await _raw(lanes[0], arguments.seconds))
+                raw.append(await token.signs_per_s(ISSUING, algorithm, arguments.seconds))
                 progress.advance(task)
                 pipeline.append(await _pipeline(parts, csrs, arguments.seconds, arguments.at_once))
                 progress.advance(task)
@@ -128,7 +107,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=4.0, help="of each round")
     parser.add_argument("--at-once", type=int, default=256, help="concurrent callers")
-    parser.add_argument("--key", default="rsa-2048", help="algorithm of the issuing and OCSP keys")
+    parser.add_argument("--key", default="rsa-2048", help="of issuing and OCSP: rsa-2048, rsa-3072, ec-p256")
     parser.add_argument("--json", action="store_true", help="print the details as JSON instead of lines")
     arguments = parser.parse_args()
     logger = structlog.wrap_logger(

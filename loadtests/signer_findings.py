@@ -71,6 +71,7 @@ class Findings:
         found["signer_2_lanes_vs_1"] = self.lanes_vs_one(RSA_2048, 2)
         found["signer_4_lanes_vs_1"] = self.lanes_vs_one(RSA_2048, 4)
         found["raw_2_processes_vs_1"] = statistics.median(self.two_raw)
+        found["signer_2_lanes_vs_2_processes"] = found["signer_2_lanes_vs_1"] / found["raw_2_processes_vs_1"]
         return found
 
 

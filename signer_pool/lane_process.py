@@ -48,6 +48,7 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     die_with_parent()
+    sys.unraisablehook = tell_unless_of_the_module
     with socket.socket(fileno=int(arguments[0])) as connection:
         serve(connection, open_session)
     return 0
@@ -56,6 +57,15 @@ def main(arguments: list[str]) -> int:
 def die_with_parent() -> None:
     """Ask the kernel for SIGKILL when the parent ends: a vendor call that hangs never sees the EOF."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def tell_unless_of_the_module(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Print what could not be raised, but for errors of python-pkcs11: it ends searches in destructors.
+
+    Whatever broke the search was raised and told before; a traceback beside it would look like a crash.
+    """
+    if not type(unraisable.exc_value).__module__.startswith("pkcs11"):
+        sys.__unraisablehook__(unraisable)
 
 
 def open_session(config: LaneConfig) -> KeySession:

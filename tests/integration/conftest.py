@@ -17,3 +17,9 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCertmil
 def home(tmp_path: Path) -> Path:
     """A home directory for a test that breaks things."""
     return tmp_path / "home"
+
+
+@pytest.fixture
+def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start processes without measuring their coverage: for tests that start hundreds, whose lines others reach."""
+    monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)

@@ -34,6 +34,8 @@ from tests.support.faulty_module import Faults
 from tests.support.tokens import BreakableToken, Journal, ReplicaToken, make_token, until
 from tests.unit.signer_pool.lanes import MemoryLogger, sample
 
+pytestmark = pytest.mark.usefixtures("unmeasured")
+
 AT_A_TIME = 10
 BATCH = 8
 DEADLINE_S = 10.0

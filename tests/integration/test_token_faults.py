@@ -35,6 +35,8 @@ from tests.support.tokens import (
 )
 from tests.unit.signer_pool.lanes import MemoryLogger, sample
 
+pytestmark = pytest.mark.usefixtures("unmeasured")
+
 LANES_EACH = 2
 DEVICE_REMOVED = 0x32
 PIN_INCORRECT = 0xA0

@@ -2,11 +2,15 @@
 
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
+from typing import Any, cast
 
+import pkcs11
 import pytest
 
 from pkix.algorithms import KeyAlgorithm
@@ -230,6 +234,7 @@ def test_parent_that_went_away_is_no_error() -> None:
 def test_main_ignores_what_the_parent_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[object] = []
     monkeypatch.setattr(lane_process, "die_with_parent", lambda: calls.append("die with parent"))
+    monkeypatch.setattr(sys, "unraisablehook", None)
     monkeypatch.setattr(signal, "signal", lambda *arguments: calls.append(arguments))
     ours, theirs = socket.socketpair()
     ours.sendall(encode_frame(Open(p256_config(tmp_path))))
@@ -243,3 +248,13 @@ def test_main_ignores_what_the_parent_decides(tmp_path: Path, monkeypatch: pytes
         (signal.SIGTERM, signal.SIG_IGN),
         "die with parent",
     ]
+    assert sys.unraisablehook is lane_process.tell_unless_of_the_module
+
+
+def test_destructors_of_the_library_are_not_told_as_crashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[object] = []
+    monkeypatch.setattr(sys, "__unraisablehook__", lambda unraisable: told.append(unraisable.exc_value))
+    ours = ZeroDivisionError("ours")
+    for error in (pkcs11.OperationNotInitialized(), ours):
+        lane_process.tell_unless_of_the_module(cast("Any", SimpleNamespace(exc_value=error)))
+    assert told == [ours]

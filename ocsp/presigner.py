@@ -68,7 +68,11 @@ class Presigner:
         """Sign and check, in order; raises the pool's errors or `SignatureMismatch`."""
         responder = self.responder
         signatures = await self._pool.sign_many(
-            self._key_label, [p.tbs for p in prepared], priority, deadline_s=deadline_s
+            self._key_label,
+            [p.tbs for p in prepared],
+            priority,
+            algorithm=responder.algorithm.name,
+            deadline_s=deadline_s,
         )
         return [
             self._finish(one, signature, responder) for one, signature in zip(prepared, signatures, strict=True)

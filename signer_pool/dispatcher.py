@@ -16,7 +16,7 @@ from signer_pool.key_ring import KeyRing
 from signer_pool.lane import Lane, Refusal, Signed
 from signer_pool.lane_keeper import WRONG_SIGNATURE, LaneKeeper, Logger
 from signer_pool.metrics import PoolMetrics
-from signer_pool.verifier import Answer, Verifier
+from signer_pool.verifier import SignedBatch, Verifier
 
 BATCHES_PER_LANE = 2
 MAX_REFUSALS = 3
@@ -178,7 +178,9 @@ class Dispatcher:
             return
         keeper.in_doubt = False
         call = batch[0].call
-        signed = [index for index in range(len(batch)) if self._is_signed(reply, index)]
+        signed: Sequence[int] = range(len(batch))
+        if reply.refusals:
+            signed = [index for index in signed if self._is_signed(reply, index)]
         self._metrics.answered(keeper.token.name, call.priority, reply.service_s, reply.healed)
         if len(signed) == len(batch):
             keeper.pace.measured((call.key, call.algorithm.name), len(batch), reply.service_s)
@@ -195,7 +197,7 @@ class Dispatcher:
         return index not in reply.refusals and bool(reply.signatures[index] or not reply.spoils_lane)
 
     def _take_signatures(
-        self, keeper: LaneKeeper, lane: Lane, batch: list[Item], reply: Signed, signed: list[int]
+        self, keeper: LaneKeeper, lane: Lane, batch: list[Item], reply: Signed, signed: Sequence[int]
     ) -> None:
         if self._closed is not None:
             self._queue_again(batch)
@@ -204,9 +206,9 @@ class Dispatcher:
         signatures = [reply.signatures[index] for index in signed]
         keeper.unverified += 1
         self._dispatch()  # the lane works on while we verify
-        self._verifier.add(Answer(keeper, lane, items, signatures, is_whole=len(items) == len(batch)))
+        self._verifier.add(SignedBatch(keeper, lane, items, signatures, is_whole=len(items) == len(batch)))
 
-    def _on_verified(self, answer: Answer) -> None:
+    def _on_verified(self, answer: SignedBatch) -> None:
         keeper, wrong = answer.keeper, answer.wrong
         key = answer.items[0].call.key
         keeper.unverified -= 1
@@ -227,14 +229,13 @@ class Dispatcher:
 
     def _on_lost(self, keeper: LaneKeeper, lane: Lane, batch: list[Item]) -> None:
         """Take the items back. Those that the lane was working at may be why it died: they travel alone now."""
-        if keeper.lane is lane or keeper.lost is lane:  # not dismissed by us
-            keeper.lost = lane
-            if keeper.lane is lane:
-                keeper.set_aside()
-            if not lane.in_flight:  # the newest come back first, so this is the batch that it was working at
-                for item in batch:
-                    self._blame(item, alone=len(batch) == 1)
-                keeper.pace.forget((batch[0].call.key, batch[0].call.algorithm.name))
+        if keeper.lane is lane:
+            keeper.set_aside()
+        # The newest come back first, so the last one is what the lane was working at.
+        if lane is not keeper.dismissed and not lane.in_flight:
+            for item in batch:
+                self._blame(item, alone=len(batch) == 1)
+            keeper.pace.forget((batch[0].call.key, batch[0].call.algorithm.name))
         self._metrics.retried("lane_lost", len(batch))
         self._queue_again(batch)
 

@@ -205,24 +205,12 @@ def _frame_length(head: bytes | bytearray) -> int:
     return length
 
 
-class KeySession(Protocol):
-    """The child's side: one open session of a token. Blocking; one thread."""
+class SigningSession(Protocol):
+    """What a batch needs of a session."""
 
     @property
     def token(self) -> str:
         """Describe the token, for people."""
-        ...
-
-    def public_keys(self) -> dict[str, bytes]:
-        """Look for keys: name to SubjectPublicKeyInfo DER. Raises `LaneStartError`."""
-        ...
-
-    def facts(self) -> TokenFacts:
-        """Return what the token says of itself."""
-        ...
-
-    def notes(self) -> list[str]:
-        """Return lines for the operator about keys that `public_keys` found unusable."""
         ...
 
     def signer(self, name: str, algorithm: str) -> Callable[[bytes], bytes]:
@@ -234,6 +222,22 @@ class KeySession(Protocol):
 
     def reopen(self) -> None:
         """Replace the session by a new one and find the keys again; raises `LaneStartError`."""
+        ...
+
+
+class KeySession(SigningSession, Protocol):
+    """The child's side: one open session of a token. Blocking; one thread."""
+
+    def public_keys(self) -> dict[str, bytes]:
+        """Look for keys: name to SubjectPublicKeyInfo DER. Raises `LaneStartError`."""
+        ...
+
+    def facts(self) -> TokenFacts:
+        """Return what the token says of itself."""
+        ...
+
+    def notes(self) -> list[str]:
+        """Return lines for the operator about keys that `public_keys` found unusable."""
         ...
 
     def touch(self) -> None:

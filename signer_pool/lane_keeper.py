@@ -53,7 +53,7 @@ class Logger(Protocol):
 class LaneKeeper:
     """One lane's life. The pool reads `lane`, `keys` and `state`, and is told by the callbacks.
 
-    The dispatcher keeps here: `lost`, the last lane that was lost and not dismissed; `batches`, how many were
+    `dismissed` is the last lane that did not end by itself. The dispatcher keeps here: `batches`, how many were
     sent; `in_doubt`: it works at an item over which another lane was lost, so nothing else goes behind it;
     `unverified`: answers of its lanes that are not verified yet.
 
@@ -83,7 +83,7 @@ class LaneKeeper:
         self.last_error: str | None = None
         self.lane: Lane | None = None
         self.keys: frozenset[str] = frozenset()
-        self.lost: Lane | None = None
+        self.dismissed: Lane | None = None
         self.batches = 0
         self.in_doubt = False
         self.unverified = 0
@@ -111,6 +111,7 @@ class LaneKeeper:
         """Send this lane nothing more and be done with it; what it has comes back to the backlog."""
         if self.lane is lane:
             self.set_aside()
+        self.dismissed = lane
         lane.kill(reason)
 
     async def run(self) -> None:

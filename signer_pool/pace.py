@@ -1,4 +1,4 @@
-"""How fast each lane signs with each key: a decaying average of what batches took in the token.
+"""How fast each lane signs with each key: what batches took in the token, as a mean that soon decays.
 
 From it follow the size of a batch (as many signatures as fit into the target time, so that a network HSM of
 5 ms per call and a local one of 0.05 ms both run full and neither makes urgent work wait long), the deadline of
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from signer_pool.backlog import Kind
 
 FIRST_SIZE = 8
-_WEIGHT_OF_NEW = 0.2
+_LEAST_WEIGHT_OF_NEW = 0.2
 _LARGEST_STEP = 8.0
 _SLOWEST_FACTOR = 50.0
 _LEAST_DEADLINE_S = 2.0
@@ -37,6 +37,7 @@ class Pace:
         self._max_size = max_size
         self._deadline_s = deadline_s
         self._seconds: dict[Kind, float] = {}
+        self._signatures: dict[Kind, int] = {}  # that the average stands for; the first few are slow
         self._sizes: dict[Kind, int] = {}
 
     def measured(self, kind: Kind, count: int, service_s: float) -> None:
@@ -44,9 +45,13 @@ class Pace:
         seconds = max(service_s / count, 1e-7)
         known = self._seconds.get(kind)
         if known is not None:
+            before = self._signatures[kind]
+            weight = max(_LEAST_WEIGHT_OF_NEW, count / (count + before))
             # One hiccup must not look like a slow token; a slow one is known for it within some batches.
-            seconds = known + _WEIGHT_OF_NEW * (min(seconds, _LARGEST_STEP * known) - known)
+            seconds = known + weight * (min(seconds, _LARGEST_STEP * known) - known)
+            count += before
         self._seconds[kind] = seconds
+        self._signatures[kind] = count
         self._sizes[kind] = max(1, min(self._max_size, round(self._target_s / seconds)))
 
     def forget(self, kind: Kind) -> None:

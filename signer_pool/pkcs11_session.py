@@ -1,4 +1,4 @@
-"""One PKCS #11 session behind the lane contract; the only module that imports `pkcs11`.
+"""One PKCS #11 session behind the lane contract. Only the modules pkcs11_* know the library.
 
 Runs in a lane's child process, single-threaded: python-pkcs11 initialises the module without locks. Every error
 of the library leaves this module as one of ours that carries its CKR, already classified.
@@ -10,58 +10,28 @@ the token's other lanes were told. Where the login has ended, the parent starts 
 import hashlib
 import secrets
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import cast
 
 import pkcs11
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
 from pkcs11 import MGF, Attribute, KeyType, Mechanism, MechanismFlag, ObjectClass, TokenFlag
-from pkcs11.attributes import AttributeMapper
 from pkcs11.types import SignMixin
-from pkcs11.util.ec import encode_ec_public_key, encode_named_curve_parameters
+from pkcs11.util.ec import encode_named_curve_parameters
 
-from pkix.algorithms import BY_KEY_ALGORITHM, KeyAlgorithm, key_algorithm
-from pkix.errors import UnsupportedKey
+from pkix.algorithms import KeyAlgorithm
 from signer_pool import ckr
-from signer_pool.ckr import Action, Ckr
 from signer_pool.errors import KeyExists, LaneStartError, PinRejected, SigningFailed, TokenRefused
 from signer_pool.lane import TokenFacts
 from signer_pool.lane_config import KeyMatch, Pkcs11LaneConfig
-from signer_pool.mechanisms import (
-    CURVES,
-    ED25519_PARAMETERS,
-    RSA_BITS,
-    SIGNING_MECHANISMS,
-    ecdsa_sig_value,
-    ed25519_spki,
-)
+from signer_pool.mechanisms import CURVES, ED25519_PARAMETERS, RSA_BITS, SIGNING_MECHANISMS, ecdsa_sig_value
+from signer_pool.pkcs11_keys import KeySearch, PublicHalf, TokenKey, spki_der_of
+from signer_pool.pkcs11_token import classified, find_token, lenient_mapper, start_errors
 
 _OPEN_DELAYS_S = (0.05, 0.1, 0.2, 0.4)
 _ID_BYTES = 16
 _REOPENINGS = 3  # each leaves a session open until the process ends, and tokens have few
-_TOKENS_NAMED = 8
-# Where reading attributes fails, python-pkcs11 returns less than a key is; were that skipped, keys would vanish.
-_UNREADABLE = "an object's attributes cannot be read"
-_KEY_TYPES = {KeyType.RSA, KeyType.EC, KeyType.EC_EDWARDS}
-# These speak of the object that was asked, whatever else is wrong; the other objects are well.
-_OF_ONE_OBJECT = (pkcs11.AttributeTypeInvalid, pkcs11.AttributeSensitive)
 _SIGNATURE_BUFFER_BYTES = 1024  # RSA-4096 needs 512; python-pkcs11 would zero 8 KiB for each signature
 _LAST_TRY = TokenFlag.USER_PIN_FINAL_TRY | TokenFlag.USER_PIN_LOCKED
-# What python-pkcs11 itself reads of each object that a search finds.
-_CAPABILITIES = (
-    Attribute.ENCRYPT,
-    Attribute.DECRYPT,
-    Attribute.SIGN,
-    Attribute.VERIFY,
-    Attribute.WRAP,
-    Attribute.UNWRAP,
-    Attribute.DERIVE,
-    Attribute.ENCAPSULATE,
-    Attribute.DECAPSULATE,
-)
 
 
 def open_pkcs11_session(
@@ -87,80 +57,12 @@ def open_pkcs11_session(
     return session
 
 
-def _classified(error: pkcs11.PKCS11Error) -> Ckr:
-    return ckr.classify(ckr.code_of(type(error).__name__, str(error)))
-
-
-@contextmanager
-def _start_errors(config: Pkcs11LaneConfig, doing: str) -> Iterator[None]:
-    """Turn the library's errors into one line that names token, module and remedy."""
-    try:
-        yield
-    except pkcs11.NoSuchToken:
-        raise LaneStartError(
-            f"{config.token}: no such token{_looked_for(config)}; is it connected? Else correct its URI. "
-            f"The module has {_present(config)}",
-            ckr.TOKEN_NOT_PRESENT,
-        ) from None
-    except pkcs11.MultipleTokensReturned:
-        raise LaneStartError(f"{config.token}: several tokens match; add serial=… to its URI") from None
-    except pkcs11.PKCS11Error as error:
-        found = _classified(error)
-        if found.action is Action.NEVER:
-            raise PinRejected(
-                f"{config.token}: the PIN was refused ({found.name}); it is not tried again, so that the token "
-                "does not lock: correct the PIN and start again",
-                found.code,
-            ) from None
-        said = " ".join(str(error).split())
-        raise LaneStartError(
-            f"{config.token}: {doing}: {found.name}{f' ({said})' if said else ''}; check that the module's path "
-            "is right, its configuration and log, and that its device is connected",
-            found.code,
-        ) from None
-
-
-def _looked_for(config: Pkcs11LaneConfig) -> str:
-    """Name what else than the label has to match."""
-    wanted = {
-        "serial": config.serial,
-        "manufacturer": config.manufacturer,
-        "model": config.model,
-        "slot-id": config.slot_id,
-    }
-    said = ", ".join(f"{name} {value}" for name, value in wanted.items() if value is not None)
-    return f" ({said})" if said else ""
-
-
-def _present(config: Pkcs11LaneConfig) -> str:
-    """Name the tokens that the module shows."""
-    with suppress(pkcs11.PKCS11Error):
-        tokens = [
-            f"{token.label!r} (serial {token.serial.decode('ascii', 'replace')})"
-            for token in pkcs11.lib(config.module_path).get_tokens()
-        ]
-        return ", ".join(tokens[:_TOKENS_NAMED]) or "no token at all"
-    return "tokens that cannot be listed"
-
-
-@dataclass(frozen=True, slots=True)
-class _PublicHalf:
-    algorithm: KeyAlgorithm
-    spki_der: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class _Key:
-    handle: SignMixin
-    public: _PublicHalf
-
-
 class Pkcs11Session:
     """A `KeySession` over one logged-in session."""
 
     def __init__(self, config: Pkcs11LaneConfig) -> None:
         self._config = config
-        self._keys: dict[str, _Key] = {}
+        self._keys: dict[str, TokenKey] = {}
         self._notes: list[str] = []
         self._reopened = 0
         self._writes = True
@@ -168,8 +70,8 @@ class Pkcs11Session:
 
     def find_token(self) -> None:
         """Load the module, find the token and see that it opens sessions; raises `LaneStartError`."""
-        with _start_errors(self._config, "cannot be opened"):
-            self._token = _find_token(self._config)
+        with start_errors(self._config, "cannot be opened"):
+            self._token = find_token(self._config)
             self._mechanisms = self._token.slot.get_mechanisms()
             try:
                 self._open(None).close()
@@ -179,7 +81,7 @@ class Pkcs11Session:
 
     def log_in(self) -> None:
         """Open the session and log in, once; raises `LaneStartError`, `PinRejected`."""
-        with _start_errors(self._config, "cannot be opened"):
+        with start_errors(self._config, "cannot be opened"):
             # Anew: its flags are as old as the object, and another process may have given a wrong PIN since.
             self._token = self._token.slot.get_token()
         if self._token.flags & _LAST_TRY:
@@ -187,7 +89,7 @@ class Pkcs11Session:
                 f"{self._config.token}: the token says that its PIN is locked, or that the next wrong one locks "
                 "it; certmill does not risk that: log in once with the vendor's tool, then restart"
             )
-        with _start_errors(self._config, "cannot be opened"):
+        with start_errors(self._config, "cannot be opened"):
             try:
                 self._session = self._open(self._config.pin)
             except pkcs11.UserAlreadyLoggedIn:
@@ -200,7 +102,7 @@ class Pkcs11Session:
         return session
 
     def _open(self, pin: str | None) -> pkcs11.Session:
-        return self._token.open(rw=self._writes, user_pin=pin, attribute_mapper=_lenient_mapper())
+        return self._token.open(rw=self._writes, user_pin=pin, attribute_mapper=lenient_mapper())
 
     @property
     def token(self) -> str:
@@ -238,7 +140,7 @@ class Pkcs11Session:
         if self._reopened > _REOPENINGS:
             raise LaneStartError(f"{self._config.token}: lost its session {self._reopened} times")
         # The old session is left open: closing the last one ends the login, and python-pkcs11's close() logs out.
-        with _start_errors(self._config, "cannot be opened again"):
+        with start_errors(self._config, "cannot be opened again"):
             self._session = self._open_without_login()
         self.public_keys()
 
@@ -254,8 +156,11 @@ class Pkcs11Session:
 
         A private key counts when it is the only one of its name and its public half is on the token.
         """
-        with _start_errors(self._config, "its keys cannot be listed"):
-            self._keys = self._find_keys()
+        with start_errors(self._config, "its keys cannot be listed"):
+            search = KeySearch(self._session, self._config, self._mechanisms)
+            found = search.run()
+        self._see_that_it_is_logged_in(search)
+        self._keys, self._notes = found, search.notes
         return {name: key.public.spki_der for name, key in self._keys.items()}
 
     def signer(self, name: str, algorithm: str) -> Callable[[bytes], bytes]:
@@ -283,7 +188,7 @@ class Pkcs11Session:
         return sign_one
 
     def _refused(self, error: pkcs11.PKCS11Error) -> TokenRefused:
-        found = _classified(error)
+        found = classified(error)
         return TokenRefused(f"{self._config.token}: {found.name}", found)
 
     def generate(self, name: str, algorithm: KeyAlgorithm) -> bytes:
@@ -294,10 +199,10 @@ class Pkcs11Session:
             if any(self._session.get_objects({k: v for k, v in wanted.items() if v is not None})):
                 raise KeyExists(f"{self._config.token}: an object {name!r} exists already")
             public, private = self._generate(name, algorithm)
-            spki_der = _spki_der(public)
-            self._keys[name] = _Key(cast("SignMixin", private), _PublicHalf(algorithm, spki_der))
+            spki_der = spki_der_of(public)
+            self._keys[name] = TokenKey(cast("SignMixin", private), PublicHalf(algorithm, spki_der))
         except pkcs11.PKCS11Error as error:
-            raise SigningFailed(f"{self._config.token}: key generation: {_classified(error).name}") from error
+            raise SigningFailed(f"{self._config.token}: key generation: {classified(error).name}") from error
         return spki_der
 
     def _generate(self, name: str, algorithm: KeyAlgorithm) -> tuple[pkcs11.PublicKey, pkcs11.PrivateKey]:
@@ -327,165 +232,15 @@ class Pkcs11Session:
         )
         return parameters.generate_keypair(**common)  # type: ignore[arg-type]  # of a dict of many types
 
-    def _find_keys(self) -> dict[str, _Key]:
-        self._notes = []
-        by_id, by_label = self._find_public_halves()
-        found: dict[str, _Key] = {}
-        ambiguous: set[str] = set()
-        private_seen = False
-        for private in self._session.get_objects({Attribute.CLASS: ObjectClass.PRIVATE_KEY}):
-            if not isinstance(private, pkcs11.PrivateKey):
-                raise pkcs11.FunctionFailed(_UNREADABLE)
-            private_seen = True
-            if not isinstance(private, SignMixin):
-                continue
-            with self._sparing_the_others(private):
-                # CKA_ID is what pairs the halves (PKCS #11 §4.8); tokens filled by hand may lack it.
-                public = by_id.get(private.id) if private.id else by_label.get(private.label)
-                name = _name(private, self._config.keys) if public is not None else None
-                if public is None or name is None or not self._can_sign(name, public.algorithm):
-                    continue
-                if name in found:
-                    ambiguous.add(name)
-                found[name] = _Key(private, public)
-        self._see_that_it_is_logged_in(found, private_seen=private_seen or not by_label)
-        self._notes += [
-            f"{self._config.token}: several private keys are called {name!r}; none of them is used: rename all "
-            "but one, or add id=… to the key's URI"
-            for name in sorted(ambiguous)
-        ]
-        return {name: key for name, key in found.items() if name not in ambiguous}
-
-    def _find_public_halves(self) -> tuple[dict[bytes, _PublicHalf], dict[str, _PublicHalf]]:
-        """Find the public keys of kinds that we sign with, by CKA_ID and by label."""
-        by_id: dict[bytes, _PublicHalf] = {}
-        by_label: dict[str, _PublicHalf] = {}
-        for public in self._session.get_objects({Attribute.CLASS: ObjectClass.PUBLIC_KEY}):
-            if not isinstance(public, pkcs11.PublicKey):
-                raise pkcs11.FunctionFailed(_UNREADABLE)
-            with self._sparing_the_others(public):
-                half = _public_half(public)
-                if half is not None:
-                    identity, label = public.id, public.label
-                    by_id[identity] = by_label[label] = half
-        return by_id, by_label
-
-    @contextmanager
-    def _sparing_the_others(self, key: pkcs11.PublicKey | pkcs11.PrivateKey) -> Iterator[None]:
-        """Pass over a key that cannot be read, with a note: it is not ours, damaged, or just being written.
-
-        What speaks of the session instead is raised: else keys would vanish.
-        """
-        try:
-            yield
-        except _OF_ONE_OBJECT as error:
-            self._pass_over(key, error)
-        except pkcs11.PKCS11Error:
-            raise
-        except Exception as error:
-            self._pass_over(key, error)
-
-    def _pass_over(self, key: pkcs11.PublicKey | pkcs11.PrivateKey, error: Exception) -> None:
-        kind = "private" if isinstance(key, pkcs11.PrivateKey) else "public"
-        self._notes.append(
-            f"{self._config.token}: the {kind} key {_called(key)} cannot be read ({type(error).__name__}) and is "
-            "left alone; if it is one of the CA's, look at its attributes with the vendor's tool"
-        )
-
-    def _see_that_it_is_logged_in(self, found: dict[str, _Key], *, private_seen: bool) -> None:
+    def _see_that_it_is_logged_in(self, search: KeySearch) -> None:
         """Raise `LaneStartError` where a login that we count on has ended.
 
         A token then hides its private keys: the lane would be ready, and without keys for ever. Some of them may
         show all the same (CKA_PRIVATE false), so all that were there have to be there again.
         """
-        if self._logged_in_by_hearsay and not (private_seen and self._keys.keys() <= found.keys()):
+        if self._logged_in_by_hearsay and (search.hides_private_keys or not self._keys.keys() <= search.names):
             row = ckr.classify(ckr.USER_NOT_LOGGED_IN)
             raise LaneStartError(
                 f"{self._config.token}: {row.name}: private keys do not show; only a new process logs in again",
                 row.code,
             )
-
-    def _can_sign(self, name: str, algorithm: KeyAlgorithm) -> bool:
-        mechanism = SIGNING_MECHANISMS[BY_KEY_ALGORITHM[algorithm].name].mechanism
-        if Mechanism[mechanism] in self._mechanisms:
-            return True
-        self._notes.append(
-            f"{self._config.token}: lacks the mechanism CKM_{mechanism} that the {algorithm.value} key "
-            f"{name!r} needs; enable it on the token, or use a key of another kind"
-        )
-        return False
-
-
-def _find_token(config: Pkcs11LaneConfig) -> pkcs11.Token:
-    """Find the one token that matches all that is known of it."""
-    wanted = {
-        "manufacturer_id": config.manufacturer,
-        "model": config.model,
-        "serial": config.serial.encode() if config.serial is not None else None,
-    }
-    tokens = [
-        token
-        for token in pkcs11.lib(config.module_path).get_tokens(token_label=config.token_label or None)
-        if all(value is None or getattr(token, name) == value for name, value in wanted.items())
-        and config.slot_id in {None, token.slot.slot_id}
-    ]
-    if not tokens:
-        raise pkcs11.NoSuchToken
-    if len(tokens) > 1:
-        raise pkcs11.MultipleTokensReturned
-    return tokens[0]
-
-
-def _name(private: pkcs11.PrivateKey, keys: dict[str, KeyMatch]) -> str | None:
-    """Return the pool's name of a key: the configured one that matches, else its label unless that is taken."""
-    for name, match in keys.items():
-        if match.label in {None, private.label} and match.id in {None, private.id}:
-            return name
-    return None if private.label in keys else private.label
-
-
-def _public_half(public: pkcs11.PublicKey) -> _PublicHalf | None:
-    """Read a public key; None if it is of a kind that we do not sign with. Its attributes may raise anything."""
-    if public.key_type not in _KEY_TYPES:
-        return None
-    spki_der = _spki_der(public)
-    try:
-        return _PublicHalf(key_algorithm(serialization.load_der_public_key(spki_der)), spki_der)
-    except UnsupportedKey:
-        return None
-
-
-def _called(key: pkcs11.PublicKey | pkcs11.PrivateKey) -> str:
-    """Name a key by what of its names can be read."""
-    with suppress(Exception):
-        return repr(key.label)
-    with suppress(Exception):
-        return f"of id {key.id.hex()}"
-    return "without label and id"
-
-
-def _lenient_mapper() -> AttributeMapper:
-    """Take a truth value of whatever length.
-
-    Where python-pkcs11 cannot decode one it raises from inside the search, and all objects behind it are lost.
-    """
-    mapper = AttributeMapper()
-    for attribute in _CAPABILITIES:
-        pack, _ = mapper.attribute_types[attribute]
-        mapper.register_handler(attribute, pack, any)
-    return mapper
-
-
-def _spki_der(public: pkcs11.PublicKey) -> bytes:
-    """Return the SubjectPublicKeyInfo of an RSA or EC key; raises ValueError if parts of it are missing."""
-    if public.key_type is KeyType.EC:
-        return encode_ec_public_key(public)
-    if public.key_type is KeyType.EC_EDWARDS:
-        return ed25519_spki(public[Attribute.EC_POINT])
-    numbers = rsa.RSAPublicNumbers(
-        int.from_bytes(public[Attribute.PUBLIC_EXPONENT], "big"),
-        int.from_bytes(public[Attribute.MODULUS], "big"),
-    )
-    return numbers.public_key().public_bytes(
-        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-    )

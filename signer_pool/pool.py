@@ -10,7 +10,6 @@ own deadline at the latest.
 
 import asyncio
 import math
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
@@ -26,17 +25,15 @@ from signer_pool.calibration import calibrate
 from signer_pool.ckr import Action
 from signer_pool.dispatcher import Dispatcher
 from signer_pool.errors import (
-    KeyExists,
     LaneStartError,
     PinRejected,
     PoolClosed,
     PoolFull,
-    PoolUnavailable,
-    SignerPoolError,
 )
 from signer_pool.health import LaneHealth, PoolHealth, TokenHealth
+from signer_pool.key_maker import KeyMaker
 from signer_pool.key_ring import KeyRing
-from signer_pool.lane import MAX_FRAME_BYTES, Generate, Generated, Lane, LaneOpener, Refusal, Relist
+from signer_pool.lane import MAX_FRAME_BYTES, Lane, LaneOpener, Refusal
 from signer_pool.lane_config import LaneConfig
 from signer_pool.lane_keeper import LaneKeeper, LaneState, Logger
 from signer_pool.lane_link import open_lane
@@ -47,7 +44,6 @@ from signer_pool.token import Token, TokenState
 __all__ = ["LaneHealth", "LaneState", "PoolHealth", "Priority", "SignerPool", "TokenHealth", "TokenState"]
 
 MAX_TBS_BYTES = MAX_FRAME_BYTES - 2 * MAX_BATCH_BYTES
-_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")
 
 
 def _nobody_listens(_token: str, _reason: str) -> None:
@@ -130,7 +126,6 @@ class SignerPool:
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
         self._started: asyncio.Future[None] = loop.create_future()
-        self._generating = asyncio.Lock()
         self._dispatcher = Dispatcher(
             loop=loop,
             backlog=self._backlog,
@@ -140,6 +135,13 @@ class SignerPool:
             metrics=self._metrics,
             logger=self._logger,
             verify=self._verify,
+        )
+        self._key_maker = KeyMaker(
+            keepers=self._keepers,
+            ring=self._ring,
+            on_free=self._dispatcher.schedule,
+            deadline_s=self._start_deadline_s,
+            logger=self._logger,
         )
         self._closed = False
         self._count_lanes()
@@ -249,7 +251,7 @@ class SignerPool:
         """Return what each token could sign per second with each of its keys, as measured on its ready lanes."""
         return capacities((k.token.name, k.keys, k.pace) for k in self._keepers if k.lane is not None)
 
-    async def calibrate(self, keys: Sequence[str], *, signs: int = 8) -> None:
+    async def calibrate(self, keys: Sequence[str], *, signs: int = 32) -> None:
         """Measure the pace of every ready lane with these keys now."""
         await calibrate(
             self._keepers,
@@ -262,47 +264,15 @@ class SignerPool:
 
     async def all_tokens_seen(self, *, deadline_s: float) -> None:
         """Wait until every token has a ready lane; raises `PoolUnavailable` naming those that have not in time."""
-        try:
-            async with asyncio.timeout(deadline_s):
-                while missing := self._without_lane():  # noqa: ASYNC110
-                    await asyncio.sleep(0.05)
-        except TimeoutError:
-            raise PoolUnavailable(
-                "; ".join(f"token {t.name} is {t.state.value}: {t.reason or 'no lane is ready'}" for t in missing)
-            ) from None
-
-    def _without_lane(self) -> list[Token]:
-        ready = {keeper.token.name for keeper in self._keepers if keeper.lane is not None}
-        return [token for name, token in self._tokens.items() if name not in ready]
+        await self._key_maker.all_tokens_seen(deadline_s=deadline_s)
 
     async def generate_key(self, label: str, algorithm: KeyAlgorithm) -> SigningPublicKey:
-        """Make a key pair in the first token and show it to all lanes.
-
-        All tokens must be there, and are asked again what they have: one that is down might have the key, and so
-        might one in which an earlier call made it without living to tell. Raises `KeyExists`, `SigningFailed`,
-        `PoolUnavailable` (it may exist nevertheless, which the next call finds out), ValueError for a name outside
-        `[A-Za-z0-9 ._-]{1,64}`.
-        """
-        if not _LABEL.fullmatch(label):
-            raise ValueError(f"key label {label!r}: 1 to 64 letters, digits, blanks or ._-")
-        async with self._generating:
-            await self.all_tokens_seen(deadline_s=self._start_deadline_s)
-            await self._relist()
-            if label in self._ring.labels():
-                raise KeyExists(f"key {label!r} exists already")
-            first = self._keepers[0].token
-            try:
-                async with first.alone():
-                    keeper = next((k for k in self._keepers if k.lane is not None and k.token is first), None)
-                    if keeper is None or keeper.lane is None or self._without_lane():
-                        raise PoolUnavailable("a token was lost before the key could be made")
-                    reply = await keeper.lane.ask(Generate(label, algorithm), deadline_s=self._start_deadline_s)
-                self._ring.made(label, cast("Generated", reply).public_key)
-                await self._relist()
-            finally:
-                self._count_lanes()
-                self._dispatcher.schedule()  # these answers freed places for the work that came meanwhile
-        return self._ring.public_key(label)
+        """Make a key pair in the first token and show it to all lanes; see `KeyMaker.generate`."""
+        try:
+            return await self._key_maker.generate(label, algorithm)
+        finally:
+            self._count_lanes()
+            self._dispatcher.schedule()  # its questions freed places for the work that came meanwhile
 
     def health(self) -> PoolHealth:
         """Say what works and why the rest does not."""
@@ -328,20 +298,6 @@ class SignerPool:
         return TokenHealth(
             name=token.name, state=token.state, reason=token.reason, missing_keys=tuple(sorted(missing))
         )
-
-    async def _relist(self) -> None:
-        """Let every ready lane look for keys again. One that is lost meanwhile looks when it is back."""
-        for keeper in self._keepers:
-            lane = keeper.lane
-            if lane is None:
-                continue
-            try:
-                await lane.ask(Relist(), deadline_s=self._start_deadline_s)
-                keeper.keys = keeper.token.keys = self._ring.adopt(lane)
-                self._dispatcher.schedule()
-            except SignerPoolError as error:
-                self._logger.error("lane cannot list its keys", lane=keeper.name, cause=str(error))
-                keeper.dismiss(lane, "relist")
 
     def _on_token_down(self, keeper: LaneKeeper, refusal: Refusal) -> None:
         """End every lane of a token that is gone, or whose login the token took back."""

@@ -11,13 +11,13 @@ from collections import Counter
 
 from signer_pool.ckr import Action, Ckr, classify, classify_signing
 from signer_pool.errors import LaneStartError, PinRejected, TokenRefused
-from signer_pool.lane import KeySession, Refusal, Sign, Signed
+from signer_pool.lane import Refusal, Sign, Signed, SigningSession
 
 HEALINGS_PER_BATCH = 4
 _HEALED_HERE = {Action.RETRY, Action.REOPEN}
 
 
-def sign_batch(session: KeySession, request: Sign) -> Signed:
+def sign_batch(session: SigningSession, request: Sign) -> Signed:
     """Sign every TBS; those after a refusal that spoils the lane are not tried. Raises nothing."""
     started = time.perf_counter()
     signatures: list[bytes] = []
@@ -43,7 +43,7 @@ def sign_batch(session: KeySession, request: Sign) -> Signed:
     return Signed(request.batch_id, signatures, refusals, time.perf_counter() - started, dict(healer.healed))
 
 
-def _unexpected(session: KeySession, error: Exception) -> Refusal:
+def _unexpected(session: SigningSession, error: Exception) -> Refusal:
     """Name an error by its class alone: its message may hold what the module was given."""
     return Refusal(Action.REPLACE, 0, f"{session.token}: {type(error).__name__} while it signed")
 
@@ -51,7 +51,7 @@ def _unexpected(session: KeySession, error: Exception) -> Refusal:
 class _Healer:
     """Counts what it heals, so that a token which is past healing costs a batch little time."""
 
-    def __init__(self, session: KeySession) -> None:
+    def __init__(self, session: SigningSession) -> None:
         self._session = session
         self.healed: Counter[int] = Counter()
 

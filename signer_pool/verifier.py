@@ -1,5 +1,8 @@
 """Verifies what lanes have signed: the urgent first, a slice at a time, so that the loop is never busy for long.
 
+What has waited for `OVERDUE_S` goes before the urgent: there are at most two such batches for each lane, so this
+costs little, and nothing starves behind a flood of revocations.
+
 A batch of P-256 signatures costs 10 ms to verify. Done in one go, for every lane, that is what a revocation waited
 for, and not the token. Whoever adds answers must hold back lanes that answer faster than can be verified
 (`LaneKeeper.unverified`).
@@ -12,7 +15,7 @@ from collections.abc import Callable
 
 from pkix.algorithms import verify_signature
 from pkix.errors import SignatureMismatch
-from signer_pool.backlog import Item, Priority
+from signer_pool.backlog import OVERDUE_S, Item, Priority
 from signer_pool.key_ring import KeyRing
 from signer_pool.lane import Lane
 from signer_pool.lane_keeper import LaneKeeper
@@ -20,10 +23,10 @@ from signer_pool.lane_keeper import LaneKeeper
 SLICE_S = 0.001
 
 
-class Answer:
+class SignedBatch:
     """Signatures of one batch and the items they are for; `wrong` are those whose signature does not verify."""
 
-    __slots__ = ("is_whole", "items", "keeper", "lane", "next", "signatures", "wrong")
+    __slots__ = ("is_whole", "items", "keeper", "lane", "next", "signatures", "since", "wrong")
 
     def __init__(
         self, keeper: LaneKeeper, lane: Lane, items: list[Item], signatures: list[bytes], *, is_whole: bool
@@ -33,6 +36,7 @@ class Answer:
         self.items = items
         self.signatures = signatures
         self.is_whole = is_whole  # nothing of the batch was refused
+        self.since = time.perf_counter()
         self.next = 0
         self.wrong: list[Item] = []
 
@@ -48,17 +52,17 @@ class Verifier:
         *,
         loop: asyncio.AbstractEventLoop,
         ring: KeyRing,
-        on_verified: Callable[[Answer], None],
+        on_verified: Callable[[SignedBatch], None],
         verify: bool,
     ) -> None:
         self._loop = loop
         self._ring = ring
         self._on_verified = on_verified
         self._verify = verify
-        self._waiting: dict[Priority, deque[Answer]] = {priority: deque() for priority in Priority}
+        self._waiting: dict[Priority, deque[SignedBatch]] = {priority: deque() for priority in Priority}
         self._is_due = False
 
-    def add(self, answer: Answer) -> None:
+    def add(self, answer: SignedBatch) -> None:
         """Take an answer with at least one signature; verifies a slice of the most urgent work at once."""
         self._waiting[answer.items[0].call.priority].append(answer)
         self._work()
@@ -76,8 +80,9 @@ class Verifier:
         self._work()
 
     def _work(self) -> None:
-        until = time.perf_counter() + SLICE_S
-        while (answers := self._most_urgent()) is not None:
+        now = time.perf_counter()
+        until = now + SLICE_S
+        while (answers := self._next(now)) is not None:
             answer = answers[0]
             if not self._advance(answer, until):
                 break
@@ -89,10 +94,13 @@ class Verifier:
             self._is_due = True
             self._loop.call_soon(self._run)
 
-    def _most_urgent(self) -> deque[Answer] | None:
-        return next((answers for answers in self._waiting.values() if answers), None)
+    def _next(self, now: float) -> deque[SignedBatch] | None:
+        """Find the queue that is first: of an overdue batch, else of the most urgent."""
+        waiting = [answers for answers in self._waiting.values() if answers]
+        oldest = min(waiting, key=lambda answers: answers[0].since, default=None)
+        return oldest if oldest and now - oldest[0].since > OVERDUE_S else next(iter(waiting), None)
 
-    def _advance(self, answer: Answer, until: float) -> bool:
+    def _advance(self, answer: SignedBatch, until: float) -> bool:
         """Verify up to the end of the slice; tell whether the answer is through."""
         call = answer.items[0].call
         public_key, algorithm = self._ring.public_key(call.key), call.algorithm

@@ -72,7 +72,7 @@ class CheckName(enum.StrEnum):
     OPEN = "open"
     SIGN = "sign"
     TOKENS = "tokens"  # the key is the same on all tokens
-    CERTIFICATE = "certificate"  # the key is that of the CA certificate in the database
+    CERTIFICATE = "certificate"  # the key is that of the certificate in the database
 
 
 class Check(Report, frozen=True, kw_only=True):

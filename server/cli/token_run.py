@@ -25,11 +25,12 @@ from server.cli.token_report import (
     print_tokens,
     progress_console,
 )
-from server.cli.token_source import TokenSource, certified_keys, is_serving, not_initialised, token_sources
+from server.cli.token_source import TokenSource, is_serving, not_initialised, token_sources
 from server.cli.token_verdict import inventory, judge
 from server.config import Config, environment, load_config
 from server.errors import ConfigError, ServerError
 from server.home import Home
+from server.keys.certified import expected_keys
 from server.keys.hierarchy import ISSUING, OCSP, ROOT
 from server.keys.pin import ask_on_terminal
 from server.logs import make_logger
@@ -60,7 +61,7 @@ def check(*, as_json: bool) -> int:
 
     def work() -> int:
         config, sources = _sources()
-        certified = certified_keys(Home(config.home))
+        certified = expected_keys(Home(config.home), issuer=ISSUING, responder=OCSP)
         inspections = _inspect(config, sources, _KEYS)
         checks = judge(inspections, _wanted(config), certified)
         report = CheckReport(ok=all(one.ok for one in checks), initialised=bool(certified), checks=checks)

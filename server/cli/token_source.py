@@ -25,16 +25,6 @@ from signer_pool.errors import LaneStartError, PinRejected
 from signer_pool.lane_config import LaneConfig, Pkcs11LaneConfig
 from signer_pool.pkcs11_uri import Pkcs11Uri
 
-__all__ = [
-    "Problem",
-    "ProblemKind",
-    "TokenSource",
-    "certified_keys",
-    "is_serving",
-    "not_initialised",
-    "token_sources",
-]
-
 _OWN_LABEL = "certmill"  # what `certmill init` calls the token that it makes
 _LIBRARY_LOAD_FAILED = 0x1B7
 _CONNECT_S = 1.0

@@ -9,6 +9,7 @@ from pkix.algorithms import SIGNATURE_ALGORITHMS, key_algorithm
 from server.cli.token_inspection import Inspection
 from server.cli.token_report import Check, CheckName, KeyRow, TokenRow
 from server.cli.token_source import Problem, ProblemKind
+from server.keys.hierarchy import OCSP
 from signer_pool.lane_config import SoftwareLaneConfig
 
 
@@ -22,7 +23,8 @@ def judge(
 ) -> list[Check]:
     """Return every check, token after token.
 
-    `wanted`: the keys that certmill needs, name to URI; `certified`: the keys in the CA certificates.
+    `wanted`: the keys that certmill needs, name to URI; `certified`: SHA-256 of the
+    SubjectPublicKeyInfo of those that have certificates, as the database has them.
     """
     checks: list[Check] = []
     for one in inspections:
@@ -62,12 +64,14 @@ def _judge_key(
         differs = Problem(kind=ProblemKind.MISMATCH, text=text) if different else None
         yield _check(name, key, CheckName.TOKENS, differs, f"is the same key as on {', '.join(having)}")
     if certified is not None:
+        holder = "the OCSP responder's certificate" if key == OCSP else f"the {key} CA certificate"
         text = (
-            f"is not the key of the {key} CA certificate in the database: connect the token that this certmill "
+            f"is not the key of {holder} in the database: connect the token that this certmill "
             "was initialised with, or correct [[tokens]] and [keys]"
         )
-        wrong = None if certified == spki_der else Problem(kind=ProblemKind.MISMATCH, text=text)
-        yield _check(name, key, CheckName.CERTIFICATE, wrong, f"is the key of the {key} CA certificate")
+        right = certified == hashlib.sha256(spki_der).digest()
+        wrong = None if right else Problem(kind=ProblemKind.MISMATCH, text=text)
+        yield _check(name, key, CheckName.CERTIFICATE, wrong, f"is the key of {holder}")
 
 
 def _why_missing(one: Inspection, key: str, uri: str, having: Sequence[str], *, is_certified: bool) -> Problem:

@@ -121,6 +121,7 @@ class IssuanceService:
                     self._key_label,
                     [p.certificate.tbs for p in batch],
                     Priority.INTERACTIVE,
+                    algorithm=self._issuer.algorithm.name,
                     deadline_s=self._sign_deadline_s,
                 )
                 responses = await self._sign_responses(batch, due - asyncio.get_running_loop().time())

@@ -1,7 +1,7 @@
 """Remembers which PINs a token has refused, so that no restart tries one again: a few wrong ones lock an HSM.
 
 A file in the home holds, by token, the reason and a salted scrypt hash of the PIN. Another PIN is tried. The same
-one is tried again when the file is gone: a person deletes it, or starts `certmill serve`, which does.
+one is tried again when the file is gone: a person deletes it, or `certmill serve` does that starts on a terminal.
 """
 
 import hashlib

@@ -70,7 +70,6 @@ class CrlPublisher:
 
     async def run(self) -> None:
         """Publish until cancelled."""
-        self._requested.set()  # a crash may have come between a revocation and its CRL
         while True:
             try:
                 await self._wait()
@@ -82,12 +81,25 @@ class CrlPublisher:
                 await asyncio.sleep(RETRY_S)
 
     async def ensure(self) -> None:
-        """Publish now if a CRL is due. A failure is counted and logged; `run` will try again."""
+        """Publish now if a CRL is due, or if a crash came between a revocation and its CRL. Call before `run`.
+
+        A failure is counted and logged; `run` will try again.
+        """
         try:
-            if await self.due_at() <= self._clock():
+            if await self.due_at() <= self._clock() or await self._may_lack_a_revocation():
                 await self.publish()
         except _FAILURES as error:
             self._failed(error)
+            self._requested.set()
+
+    async def _may_lack_a_revocation(self) -> bool:
+        """Tell whether something was revoked when the latest CRL was made, or after that."""
+        latest = await self._latest()
+        this_update = 0 if latest is None else latest[1]
+        c = certificates.c
+        query = select(c.id).where(c.issuer == self._label, c.revoked_at >= this_update).limit(1)
+        async with self._database.read() as connection:
+            return (await connection.execute(query)).first() is not None
 
     def _failed(self, error: Exception) -> None:
         self._metrics.crl_failures.labels(self._label).inc()
@@ -126,7 +138,9 @@ class CrlPublisher:
             next_update=next_update,
             entries=entries,
         )
-        signature = await self._pool.sign(self._key_label, tbs, Priority.CRL)
+        signature = await self._pool.sign(
+            self._key_label, tbs, Priority.CRL, algorithm=self._issuer.algorithm.name
+        )
         crl_der = assemble(tbs, self._issuer.algorithm, signature)
         check_crl(crl_der, issuer=self._issuer, number=number, entries=len(entries))
         await self._record(number, crl_der, len(entries), epoch(this_update))

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.certmill import RunningCertmill, certmill
+from tests.support.tokens import ReplicaToken, make_token
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +24,9 @@ def home(tmp_path: Path) -> Path:
 def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Start processes without measuring their coverage: for tests that start hundreds, whose lines others reach."""
     monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> ReplicaToken:
+    """A token that others are copies of."""
+    return make_token(tmp_path_factory.mktemp("token") / "original")

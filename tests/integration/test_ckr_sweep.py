@@ -31,7 +31,7 @@ from signer_pool.lane_keeper import LaneState
 from signer_pool.pool import SignerPool
 from signer_pool.token import TokenState
 from tests.support.faulty_module import Faults
-from tests.support.tokens import BreakableToken, Journal, ReplicaToken, make_token, until
+from tests.support.tokens import BreakableToken, Journal, ReplicaToken, until
 from tests.unit.signer_pool.lanes import MemoryLogger, sample
 
 pytestmark = pytest.mark.usefixtures("unmeasured")
@@ -85,11 +85,6 @@ NEW_PROCESS = {f"{name}, new process": Place(function=f, starting=True) for name
 BOTH = {
     f"{name}, session lost, new process": Place(function=f, reopening=True, times=2) for name, f in OPENING.items()
 }
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> ReplicaToken:
-    return make_token(tmp_path_factory.mktemp("token") / "original")
 
 
 class Broken:

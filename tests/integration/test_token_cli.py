@@ -168,11 +168,12 @@ def test_whole_site_is_well(site: Site) -> None:
     done = site.token("check")
     assert done.stderr == ""
     lines = done.stdout.splitlines()
-    assert len(lines) == 2 * (1 + 3 + 3 + 2)  # opens, signs, same on both, certificates of root and issuing
+    assert len(lines) == 2 * (1 + 3 + 3 + 3)  # opens, signs, same on both, certificates of all three
     assert all(line.startswith("ok ") for line in lines)
     assert sum("is the same key as on b" in line for line in lines) == 3
     assert sum("signs with ecdsa-with-SHA256" in line for line in lines) == 6
     assert sum("is the key of the issuing CA certificate" in line for line in lines) == 2
+    assert sum("is the key of the OCSP responder's certificate" in line for line in lines) == 2
 
 
 def test_key_that_one_token_lacks_is_to_be_copied(site: Site) -> None:
@@ -381,7 +382,7 @@ def test_damaged_database_is_one_line(site: Site) -> None:
 def test_database_of_a_certmill_that_was_killed_is_read_and_left_as_it_is(site: Site, tmp_path: Path) -> None:
     database, aside = site.home / "certmill.sqlite", tmp_path / "aside"
     connection = sqlite3.connect(database)
-    connection.execute("UPDATE issuers SET key_label = 'ocsp' WHERE key_label = 'root'")
+    connection.execute("UPDATE issuers SET key_label = iif(key_label = 'root', 'issuing', 'root')")
     connection.commit()
     shutil.copytree(site.home, aside)  # a commit that is in the -wal alone
     connection.close()
@@ -391,7 +392,7 @@ def test_database_of_a_certmill_that_was_killed_is_read_and_left_as_it_is(site: 
     before = [path.read_bytes() for path in files]
     assert before[1]
     checks = site.checks(TOKENS=site.uri("a"))
-    assert failed(checks) == {("a", "ocsp", "certificate"): "mismatch"}
+    assert failed(checks) == {("a", key, "certificate"): "mismatch" for key in ("root", "issuing")}
     assert [path.read_bytes() for path in files] == before
 
 

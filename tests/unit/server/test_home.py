@@ -66,3 +66,25 @@ def test_a_file_is_replaced_whole_with_its_mode(tmp_path: Path) -> None:
     assert path.read_bytes() == b"two"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert [entry.name for entry in tmp_path.iterdir()] == ["key.pem"]
+
+
+def test_file_is_on_the_disk_before_it_takes_the_place_and_the_place_before_we_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a power cut leaves an empty file where the old one was, or the old one after we said that it is new."""
+    steps: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def traced_fsync(descriptor: int) -> None:
+        is_directory = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        steps.append("directory" if is_directory else f"file of {os.fstat(descriptor).st_size} bytes")
+        fsync(descriptor)
+
+    def traced_replace(self: Path, target: Path) -> Path:
+        steps.append("replace")
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", traced_fsync)
+    monkeypatch.setattr(Path, "replace", traced_replace)
+    write_file(tmp_path / "file", b"12345")
+    assert steps == ["file of 5 bytes", "replace", "directory"]

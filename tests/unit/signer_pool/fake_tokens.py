@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pkcs11
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
@@ -10,7 +11,9 @@ from pkcs11 import Attribute, KeyType, Mechanism, ObjectClass, TokenFlag
 from pkcs11.attributes import AttributeMapper
 from pkcs11.util.ec import encode_named_curve_parameters
 
-from signer_pool.lane_config import Pkcs11LaneConfig
+from signer_pool.ckr import classify, code_of
+from signer_pool.lane_config import KeyMatch, Pkcs11LaneConfig
+from signer_pool.pkcs11_session import Pkcs11Session, open_pkcs11_session
 
 CONFIG = Pkcs11LaneConfig(module_path="/m.so", token_label="token-1", pin="4711")
 MECHANISMS = {Mechanism.SHA256_RSA_PKCS, Mechanism.ECDSA, Mechanism.EDDSA, Mechanism.SHA256_RSA_PKCS_PSS}
@@ -159,3 +162,19 @@ class FakeUnwrapper(pkcs11.PrivateKey):
 def pair(name: str, identity: bytes, curve: str = "secp256r1") -> tuple[FakePublic, FakePrivate]:
     """Make both halves of a key."""
     return FakePublic(name, identity, curve), FakePrivate(name, identity)
+
+
+def opened(monkeypatch: pytest.MonkeyPatch, token: FakeToken, config: Pkcs11LaneConfig = CONFIG) -> Pkcs11Session:
+    """Open a session of this token."""
+    use(monkeypatch, token)
+    return open_pkcs11_session(config)
+
+
+def with_objects(monkeypatch: pytest.MonkeyPatch, *objects: Any, **keys: KeyMatch) -> Pkcs11Session:
+    """Open a session of a token with these objects, whose names are configured as `keys` says."""
+    return opened(monkeypatch, FakeToken(objects=objects), msgspec.structs.replace(CONFIG, keys=keys))
+
+
+def classified(error: pkcs11.PKCS11Error) -> str:
+    """Name the return value behind an error of the library."""
+    return classify(code_of(type(error).__name__, str(error))).name

@@ -41,9 +41,9 @@ def test_every_ready_lane_is_measured_with_every_key_that_it_has() -> None:
             assert [lane.batches for lane in stage.of("two")] == [[(0.5, [PROBE])] * 2 + [(2.5, [PROBE] * 4)] * 2]
             assert now() == 4.5
             assert sorted((one.token, one.key, round(one.signs_per_s, 2)) for one in measured(pool)) == [
-                ("one", "ec", 2.35),
-                ("two", "ec", 1.18),
-                ("two", "own", 1.18),
+                ("one", "ec", 5.0),
+                ("two", "ec", 2.5),
+                ("two", "own", 2.5),
             ]
             await pool.calibrate(["of another kind", "nobody's"])
             assert now() == 4.5

@@ -3,38 +3,23 @@
 import struct
 from typing import Any
 
-import msgspec
 import pkcs11
 import pytest
 from pkcs11 import Attribute, KeyType, Mechanism, ObjectClass
 
-from signer_pool.ckr import classify, code_of
 from signer_pool.errors import LaneStartError
-from signer_pool.lane_config import KeyMatch, Pkcs11LaneConfig
-from signer_pool.pkcs11_session import Pkcs11Session, open_pkcs11_session
+from signer_pool.lane_config import KeyMatch
 from tests.unit.signer_pool.fake_tokens import (
-    CONFIG,
     MECHANISMS,
     FakePrivate,
     FakePublic,
     FakeToken,
     FakeUnwrapper,
+    classified,
+    opened,
     pair,
-    use,
+    with_objects,
 )
-
-
-def opened(monkeypatch: pytest.MonkeyPatch, token: FakeToken, config: Pkcs11LaneConfig = CONFIG) -> Pkcs11Session:
-    use(monkeypatch, token)
-    return open_pkcs11_session(config)
-
-
-def classified(error: pkcs11.PKCS11Error) -> str:
-    return classify(code_of(type(error).__name__, str(error))).name
-
-
-def with_objects(monkeypatch: pytest.MonkeyPatch, *objects: Any, **keys: KeyMatch) -> Pkcs11Session:
-    return opened(monkeypatch, FakeToken(objects=objects), msgspec.structs.replace(CONFIG, keys=keys))
 
 
 def test_only_pairs_that_can_sign_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:

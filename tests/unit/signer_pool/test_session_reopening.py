@@ -1,36 +1,17 @@
 """Sessions that are lost: replaced while the login lives, and never with the PIN again."""
 
-from typing import Any
-
-import msgspec
 import pkcs11
 import pytest
 
-from signer_pool.ckr import classify, code_of
 from signer_pool.errors import LaneStartError, PinRejected
-from signer_pool.lane_config import KeyMatch, Pkcs11LaneConfig
-from signer_pool.pkcs11_session import Pkcs11Session, open_pkcs11_session
 from tests.unit.signer_pool.fake_tokens import (
     CONFIG,
     FakePrivate,
     FakePublic,
     FakeToken,
+    opened,
     pair,
-    use,
 )
-
-
-def opened(monkeypatch: pytest.MonkeyPatch, token: FakeToken, config: Pkcs11LaneConfig = CONFIG) -> Pkcs11Session:
-    use(monkeypatch, token)
-    return open_pkcs11_session(config)
-
-
-def classified(error: pkcs11.PKCS11Error) -> str:
-    return classify(code_of(type(error).__name__, str(error))).name
-
-
-def with_objects(monkeypatch: pytest.MonkeyPatch, *objects: Any, **keys: KeyMatch) -> Pkcs11Session:
-    return opened(monkeypatch, FakeToken(objects=objects), msgspec.structs.replace(CONFIG, keys=keys))
 
 
 def test_session_that_is_gone_is_replaced_and_its_keys_found_again(monkeypatch: pytest.MonkeyPatch) -> None:

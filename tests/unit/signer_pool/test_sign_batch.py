@@ -5,10 +5,9 @@ from collections.abc import Callable
 
 import pytest
 
-from pkix.algorithms import KeyAlgorithm
 from signer_pool.ckr import Action, classify
 from signer_pool.errors import LaneStartError, PinRejected, TokenRefused
-from signer_pool.lane import KeySession, Refusal, Sign, Signed, TokenFacts
+from signer_pool.lane import Refusal, Sign, Signed
 from signer_pool.sign_batch import HEALINGS_PER_BATCH, sign_batch
 
 RETRY, REOPEN, REPLACE, TOKEN_DOWN, CALLER, NEVER = 0x006, 0x0B3, 0x005, 0x030, 0x020, 0x0A4
@@ -57,23 +56,8 @@ class PlayedSession:
         if self._reopening is not None:
             raise self._reopening
 
-    def public_keys(self) -> dict[str, bytes]:
-        raise NotImplementedError
 
-    def facts(self) -> TokenFacts:
-        raise NotImplementedError
-
-    def notes(self) -> list[str]:
-        raise NotImplementedError
-
-    def touch(self) -> None:
-        raise NotImplementedError
-
-    def generate(self, label: str, algorithm: KeyAlgorithm) -> bytes:
-        raise NotImplementedError
-
-
-def run(session: KeySession, tbs: str = "abc") -> Signed:
+def run(session: PlayedSession, tbs: str = "abc") -> Signed:
     return sign_batch(session, Sign(7, "key", "ed25519", [letter.encode() for letter in tbs]))
 
 

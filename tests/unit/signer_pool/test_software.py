@@ -1,6 +1,8 @@
 """Keys in files, in this process."""
 
 import base64
+import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -150,3 +152,25 @@ def test_file_of_an_ed25519_key_made_elsewhere(tmp_path: Path) -> None:
 def test_directory_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(LaneStartError, match="no such directory"):
         SoftwareSession(SoftwareLaneConfig(directory=str(tmp_path / "x"), passphrase="p")).public_keys()
+
+
+def test_new_key_is_on_the_disk_before_it_has_its_name_and_its_name_before_it_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A certificate may be made for it at once: it must outlive a power cut."""
+    steps: list[str] = []
+    fsync, link = os.fsync, Path.hardlink_to
+
+    def traced_fsync(descriptor: int) -> None:
+        steps.append("directory" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+        fsync(descriptor)
+
+    def traced_link(self: Path, target: Path) -> None:
+        steps.append("link")
+        link(self, target)
+
+    monkeypatch.setattr(os, "fsync", traced_fsync)
+    monkeypatch.setattr(Path, "hardlink_to", traced_link)
+    session = SoftwareSession(SoftwareLaneConfig(directory=str(tmp_path), passphrase=PASSPHRASE))
+    session.generate("new", KeyAlgorithm.EC_P256)
+    assert steps == ["file", "link", "directory"]

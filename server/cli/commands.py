@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from server import __version__
+from server.cli.client import app as client_app
 from server.cli.token import app as token_app
 
 Supervised = Annotated[
@@ -19,6 +20,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,  # its tracebacks print local variables, which may be secrets
 )
+app.add_typer(client_app, name="client")
 app.add_typer(token_app, name="token")
 
 

@@ -4,20 +4,18 @@ Values that come from a token or a settings file are shown as text alone: no mar
 """
 
 import enum
-import io
 import sys
 from collections.abc import Iterable, Sequence
-from typing import TextIO
 
 import msgspec
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from server.cli.console import console_for
 from server.cli.token_source import Problem, ProblemKind
 
 _SPKI_DIGITS = 16
-_PIPE_COLUMNS = 10_000  # no line is folded for a program
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,12 +131,14 @@ class BenchmarkReport(Report, frozen=True, kw_only=True):
 
 def print_json(report: Report) -> None:
     """Write the report to standard output."""
-    _console(sys.stdout).out(msgspec.json.format(msgspec.json.encode(report), indent=2).decode(), highlight=False)
+    console_for(sys.stdout).out(
+        msgspec.json.format(msgspec.json.encode(report), indent=2).decode(), highlight=False
+    )
 
 
 def print_tokens(report: ListReport) -> None:
     """Write a table of tokens and a table of keys."""
-    console = _console(sys.stdout)
+    console = console_for(sys.stdout)
     console.print(_token_table(report.tokens), _key_table(report.tokens), sep="\n")
     for token in report.tokens:
         for note in token.notes:
@@ -147,7 +147,7 @@ def print_tokens(report: ListReport) -> None:
 
 def print_checks(report: CheckReport) -> None:
     """Write one line for each check."""
-    console = _console(sys.stdout)
+    console = console_for(sys.stdout)
     token_columns = max((len(check.token) for check in report.checks), default=0)
     key_columns = max((len(check.key or "") for check in report.checks), default=0)
     for check in report.checks:
@@ -158,7 +158,7 @@ def print_checks(report: CheckReport) -> None:
 
 def print_benchmark(report: BenchmarkReport) -> None:
     """Write two tables of figures, and whatever could not be measured."""
-    console = _console(sys.stdout)
+    console = console_for(sys.stdout)
     if report.results:
         console.print(_rate_table(report.results), _latency_table(report.results), sep="\n")
     for problem in report.problems:
@@ -167,22 +167,7 @@ def print_benchmark(report: BenchmarkReport) -> None:
 
 def progress_console() -> Console:
     """Return where progress is shown: standard error, and only on a terminal."""
-    return _console(sys.stderr)
-
-
-def _console(stream: TextIO) -> Console:
-    """Return a console without colours and without folding unless somebody looks at it."""
-    if isinstance(stream, io.TextIOWrapper):
-        stream.reconfigure(errors="backslashreplace")  # a token's label may be more than the terminal can show
-    on_terminal = stream.isatty()
-    return Console(
-        file=stream,
-        force_terminal=on_terminal,
-        width=None if on_terminal else _PIPE_COLUMNS,
-        highlight=False,
-        markup=False,
-        emoji=False,
-    )
+    return console_for(sys.stderr)
 
 
 def _line(console: Console, verdict: tuple[str, str], token: str, key: str, text: str) -> None:

@@ -136,9 +136,12 @@ class RunningCertmill:
         path: str,
         body: bytes | dict[str, object] | None = None,
         headers: Mapping[str, str] | None = None,
+        *,
+        context: ssl.SSLContext | None = None,
     ) -> Reply:
-        """Ask the API as the demo client; a dict is sent as JSON."""
-        connection = http.client.HTTPSConnection("127.0.0.1", self.api_port, timeout=60, context=self.tls())
+        """Ask the API as the demo client, unless `context` is another's; a dict is sent as JSON."""
+        context = context or self.tls()
+        connection = http.client.HTTPSConnection("127.0.0.1", self.api_port, timeout=60, context=context)
         sent = dict(headers or {})
         if isinstance(body, dict):
             body = json.dumps(body).encode()

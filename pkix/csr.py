@@ -24,9 +24,11 @@ IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 class CertificationRequest:
     """A request whose key is acceptable and whose signature has been verified.
 
-    `other_names` counts the subject alternative names that are neither dNSName nor iPAddress.
+    `der` is the whole request. `other_names` counts the subject alternative names that are neither dNSName nor
+    iPAddress.
     """
 
+    der: bytes
     public_key: SubjectPublicKey
     spki_sha256: bytes
     subject: x509.Name
@@ -83,6 +85,7 @@ def _read(csr: x509.CertificateSigningRequest, public_key: SubjectPublicKey) -> 
     with bounds_in_characters():
         subject = csr.subject
     return CertificationRequest(
+        der=csr.public_bytes(Encoding.DER),
         public_key=public_key,
         spki_sha256=hashlib.sha256(spki).digest(),
         subject=subject,

@@ -23,7 +23,7 @@ _REMEMBERED_MAX = 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Client:
-    """A ministry system. `profiles` and `names` may hold "*" for any.
+    """A ministry system. `profiles`, `names`, `organizations` and `identifiers` may hold "*" for any.
 
     A name permits itself and every name below it: "ministry.gov" permits "www.ministry.gov".
     """
@@ -31,6 +31,10 @@ class Client:
     name: str
     profiles: tuple[str, ...]
     names: tuple[str, ...]
+    organizations: tuple[str, ...] = (ANY,)
+    identifiers: tuple[str, ...] = (ANY,)
+    yearly_quota: int | None = None
+    rate_per_minute: int | None = None
 
     def require_profile(self, profile: str) -> None:
         """Raise `NotPermitted` unless the client may ask for this profile."""
@@ -105,7 +109,15 @@ class ClientRegistry:
             raise _stranger("the client certificate belongs to no active client")
         if issued is None or issued.revoked_at is not None:
             raise _stranger("the client certificate is not a valid certificate of this CA")
-        return Client(name=row.name, profiles=tuple(row.profiles), names=tuple(row.names))
+        return Client(
+            name=row.name,
+            profiles=tuple(row.profiles),
+            names=tuple(row.names),
+            organizations=tuple(row.organizations),
+            identifiers=tuple(row.identifiers),
+            yearly_quota=row.yearly_quota,
+            rate_per_minute=row.rate_per_minute,
+        )
 
     async def knows(self, name: str) -> bool:
         """Say whether there is a client of this name."""
@@ -115,7 +127,13 @@ class ClientRegistry:
 
     async def enrol(self, client: Client, spki_sha256: bytes) -> None:
         """Create the client; one that exists is pinned to this key, and keeps what it may do."""
-        values = {"profiles": list(client.profiles), "names": list(client.names), "spki_sha256": spki_sha256}
+        values = {
+            "profiles": list(client.profiles),
+            "names": list(client.names),
+            "organizations": list(client.organizations),
+            "identifiers": list(client.identifiers),
+            "spki_sha256": spki_sha256,
+        }
         pinned = {"spki_sha256": spki_sha256}
         statement = sqlite_insert(clients).values(name=client.name, disabled=False, **values)
         async with self._database.write() as connection:

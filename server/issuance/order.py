@@ -2,8 +2,10 @@
 
 import datetime as dt
 import hashlib
+import json
 from dataclasses import dataclass
 
+from pkix.asked import AskedNames
 from pkix.certificate import PreparedCertificate
 from pkix.names import SerialNumber
 from pkix.profile import Profile
@@ -11,10 +13,20 @@ from server.auth.clients import Client
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BatchRow:
+    """The row of a batch that an order stands in: it gets its certificate in the transaction that issues it."""
+
+    job: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
     """One request for a certificate, as an enrolment protocol hands it over.
 
-    `csr` is PEM or DER. `lifetime` shortens the profile's. `idempotency_key` makes a retry safe.
+    `csr` is PEM or DER. `lifetime` shortens the profile's. `idempotency_key` makes a retry safe. `asked`: names
+    given beside the CSR. `renews`: the serial number (hex) of the certificate that this one follows. `row`: of a
+    batch; such an order is bulk work, and its row is what makes a retry safe.
     """
 
     client: Client
@@ -23,11 +35,17 @@ class Order:
     request_id: str
     lifetime: dt.timedelta | None = None
     idempotency_key: str | None = None
+    asked: AskedNames | None = None
+    renews: str | None = None
+    row: BatchRow | None = None
 
     def fingerprint(self) -> bytes:
         """Return the SHA-256 of what makes two orders the same request."""
         seconds = "" if self.lifetime is None else str(int(self.lifetime.total_seconds()))
-        head = "\x00".join((self.profile.name, seconds)).encode()
+        parts = [self.profile.name, seconds]
+        if self.asked is not None or self.renews is not None:  # without: the same as before there were any
+            parts.append(json.dumps([self.asked and self.asked.as_json, self.renews], sort_keys=True))
+        head = "\x00".join(parts).encode()
         return hashlib.sha256(head + b"\x00" + self.csr).digest()
 
 
@@ -37,6 +55,7 @@ class PreparedOrder:
 
     order: Order
     certificate: PreparedCertificate
+    csr_der: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from server.errors import StorageError
 from server.issuance.order import PreparedOrder
 from server.status import schedule
 from server.storage.database import AnyRow, Database
-from server.storage.schema import State, certificates, idempotency_keys
+from server.storage.schema import RowState, State, certificates, idempotency_keys, job_rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +59,7 @@ class IssuanceRecords:
             result = await connection.execute(statement, rows)
             if result.rowcount != len(rows):
                 raise StorageError("an intent of this batch is gone: nothing of it is released")
+            await _finish_rows(connection, batch)
             await schedule.record(connection, [f.ocsp_row for f in batch])
             await append(connection, now, [_audit(f.prepared, "certificate.issued") for f in batch])
 
@@ -109,6 +110,9 @@ class IssuanceRecords:
             "not_before": epoch(certificate.not_before),
             "not_after": epoch(certificate.not_after),
             "created_at": now,
+            "csr": prepared.csr_der,
+            "asked": None if order.asked is None else order.asked.as_json,
+            "renews": order.renews,
         }
 
     def _key_row(self, prepared: PreparedOrder, now: int) -> dict[str, object]:
@@ -121,6 +125,29 @@ class IssuanceRecords:
             "serial": serial_hex(prepared.certificate.serial),
             "created_at": now,
         }
+
+
+async def _finish_rows(connection: AsyncConnection, batch: Sequence[Finished]) -> None:
+    """Give rows of batches their certificates, each once: a row that is not pending any more refuses all."""
+    r = job_rows.c
+    rows = [
+        {
+            "the_job": f.prepared.order.row.job,
+            "the_number": f.prepared.order.row.number,
+            "the_serial": serial_hex(f.prepared.certificate.serial),
+        }
+        for f in batch
+        if f.prepared.order.row is not None
+    ]
+    if not rows:
+        return
+    statement = (
+        update(job_rows)
+        .where(r.job == bindparam("the_job"), r.number == bindparam("the_number"), r.state == RowState.PENDING)
+        .values(state=RowState.ISSUED, serial=bindparam("the_serial"))
+    )
+    if (await connection.execute(statement, rows)).rowcount != len(rows):
+        raise StorageError("a row of this batch is finished already: nothing of it is released")
 
 
 async def _abandon(connection: AsyncConnection, issuer: str, serials: Sequence[str], now: int) -> None:

@@ -8,6 +8,7 @@ nothing is released before it is durable as issued (7) and answered for (8).
 import asyncio
 import datetime as dt
 from collections.abc import Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -59,14 +60,17 @@ class IssuanceService:
         self._logger = ground.logger
         self._records = IssuanceRecords(ground.database, issuer_label)
         self._keys = IdempotencyKeys(self._records, ground.metrics, ground.clock)
-        self._batcher: Batcher[PreparedOrder, IssuedCertificate] = Batcher(
-            self._issue_batch,
+        make = partial(
+            Batcher[PreparedOrder, IssuedCertificate],
             size=settings.batch_size,
             age_s=settings.batch_age_ms / 1000,
             in_flight=settings.batches_in_flight,
             queue_limit=settings.queue_limit,
             weights=weights,
         )
+        # Two queues, so that nobody who waits for an answer stands behind a bureau's whole list.
+        self._interactive = make(partial(self._issue_batch, priority=Priority.INTERACTIVE))
+        self._bulk = make(partial(self._issue_batch, priority=Priority.BULK))
 
     async def issue(self, order: Order) -> IssuedCertificate:
         """Issue one certificate; when this returns it is durable and OCSP says "good".
@@ -81,7 +85,11 @@ class IssuanceService:
             await self._publisher.ensure_published(issued.serial)
         return issued
 
-    async def _issue_new(self, order: Order) -> IssuedCertificate:
+    async def prepare(self, order: Order) -> PreparedOrder:
+        """Do steps 2 and 3: everything that can refuse the order, before anything is recorded or signed.
+
+        Raises what `issue` raises of the requester's making.
+        """
         now = self._clock()
         # Step 2: parse the request, verify proof of possession, check the key.
         request = parse_csr(order.csr)
@@ -101,15 +109,18 @@ class IssuanceService:
             names=names,
         )
         lint_certificate(certificate, self._issuer, now=now)
+        return PreparedOrder(order=order, certificate=certificate, csr_der=request.der)
+
+    async def _issue_new(self, order: Order) -> IssuedCertificate:
+        prepared = await self.prepare(order)
+        batcher = self._interactive if order.row is None else self._bulk
         try:
-            waiting = self._batcher.submit(
-                PreparedOrder(order=order, certificate=certificate), client=order.client.name
-            )
+            waiting = batcher.submit(prepared, client=order.client.name)
         except PoolFull as error:
             raise Overloaded("too many requests are waiting to be issued") from error
         return await waiting
 
-    async def _issue_batch(self, batch: Sequence[PreparedOrder]) -> list[IssuedCertificate]:
+    async def _issue_batch(self, batch: Sequence[PreparedOrder], *, priority: Priority) -> list[IssuedCertificate]:
         self._metrics.issuance_batch_size.observe(len(batch))
         with self._metrics.issuance_batch_seconds.time():
             # Step 4: one transaction; from here on the serials exist, whatever happens.
@@ -120,7 +131,7 @@ class IssuanceService:
                 signatures = await self._pool.sign_many(
                     self._key_label,
                     [p.certificate.tbs for p in batch],
-                    Priority.INTERACTIVE,
+                    priority,
                     algorithm=self._issuer.algorithm.name,
                     deadline_s=self._sign_deadline_s,
                 )
@@ -171,13 +182,15 @@ class IssuanceService:
 
     async def __aenter__(self) -> Self:
         await self._keys.__aenter__()
-        await self._batcher.__aenter__()
+        await self._interactive.__aenter__()
+        await self._bulk.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._batcher.__aexit__(kind, error, trace)
+        await self._bulk.__aexit__(kind, error, trace)
+        await self._interactive.__aexit__(kind, error, trace)
         await self._keys.__aexit__(kind, error, trace)
 
 

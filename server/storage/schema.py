@@ -73,8 +73,15 @@ certificates = Table(
     Column("der", LargeBinary),
     Column("revoked_at", BigInteger),
     Column("reason", String(32)),
+    # The request itself, DER and JSON: `certmill profile replay` and renewals read it.
+    Column("csr", LargeBinary),
+    Column("asked", JSON(none_as_null=True)),
+    Column("renews", String(40)),  # the serial number of the certificate that this one follows
+    Column("authority", String(36)),  # whose intent it is: `authorities.id`
     UniqueConstraint("issuer", "serial"),
     Index("ix_certificates_client", "client", "id"),
+    Index("ix_certificates_client_created_at", "client", "created_at"),
+    Index("ix_certificates_spki_sha256", "spki_sha256"),
     Index("ix_certificates_revoked_at", "issuer", "revoked_at"),
     Index("ix_certificates_state", "state"),
 )
@@ -100,7 +107,7 @@ ocsp_responses = Table(
     Column("next_update", BigInteger, nullable=False),
     Column("refresh_at", BigInteger, nullable=False),
     Column("not_after", BigInteger, nullable=False),
-    Index("ix_ocsp_responses_refresh_at", "refresh_at"),
+    Index("ix_ocsp_responses_issuer", "issuer", "refresh_at"),
 )
 
 crls = Table(
@@ -122,6 +129,94 @@ clients = Table(
     Column("profiles", JSON, nullable=False),
     Column("names", JSON, nullable=False),
     Column("disabled", Boolean, nullable=False, default=False),
+    # Values of O, and of organizationIdentifier and serialNumber, that the client may ask for; "*" is any.
+    Column("organizations", JSON, nullable=False, default=list),
+    Column("identifiers", JSON, nullable=False, default=list),
+    Column("yearly_quota", Integer),  # certificates in a calendar year (UTC); null: no limit
+    Column("rate_per_minute", Integer),  # requests for certificates; null: no limit
+)
+
+profile_versions = Table(
+    "profile_versions",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("sha256", LargeBinary(32), nullable=False),  # of `toml`: a version never changes its content
+    Column("toml", Text, nullable=False),
+    Column("activated_at", BigInteger, nullable=False),
+)
+
+linted_shapes = Table(
+    "linted_shapes",
+    metadata,
+    Column("profile", String(80), primary_key=True),  # name@version
+    Column("shape_sha256", LargeBinary(32), primary_key=True),
+    Column("linter", String(64), primary_key=True),  # name and version of linter
+    Column("linted_at", BigInteger, nullable=False),
+)
+
+
+class JobState(enum.StrEnum):
+    """Life of a batch. RECEIVING: its rows arrive. The last three are ends."""
+
+    RECEIVING = "receiving"
+    QUEUED = "queued"
+    RUNNING = "running"
+    PAUSED = "paused"
+    DONE = "done"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+
+class RowState(enum.StrEnum):
+    """Life of a row of a batch; it leaves PENDING in the transaction of what happened to it."""
+
+    PENDING = "pending"
+    ISSUED = "issued"
+    FAILED = "failed"
+    CHECKED = "checked"  # the end of a row in a dry run
+
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("client", String(64), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("profile", String(80), nullable=False),  # name@version: frozen when the batch arrived
+    Column("dry_run", Boolean, nullable=False),
+    Column("idempotency_key", String(128)),
+    Column("request_id", String(64), nullable=False),
+    Column("rows", Integer, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("started_at", BigInteger),
+    Column("finished_at", BigInteger),
+    Column("detail", Text),  # why it failed
+    Column("authority", String(36)),  # who works on it, until `leased_until`
+    Column("leased_until", BigInteger),
+    UniqueConstraint("client", "idempotency_key"),
+    Index("ix_jobs_state", "state"),
+)
+
+job_rows = Table(
+    "job_rows",
+    metadata,
+    Column("job", String(32), ForeignKey("jobs.id"), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),  # from 1, as in the input
+    Column("state", String(16), nullable=False),
+    Column("reference", String(128)),  # the client's own, given back with the result
+    Column("request", LargeBinary, nullable=False),  # JSON of the row's request
+    Column("serial", String(40)),
+    Column("problem", JSON(none_as_null=True)),  # why it failed
+    Index("ix_job_rows_state", "job", "state", "number"),
+)
+
+authorities = Table(
+    "authorities",
+    metadata,
+    Column("id", String(36), primary_key=True),  # of the home, drawn once
+    Column("host", String(255), nullable=False),
+    Column("seen_at", BigInteger, nullable=False),
 )
 
 audit_log = Table(

@@ -202,7 +202,7 @@ async def test_a_full_queue_is_an_immediate_answer(parts: Parts) -> None:
         raise PoolFull("full")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parts.issuance._batcher, "submit", full)
+        patch.setattr(parts.issuance._interactive, "submit", full)
         with pytest.raises(Overloaded):
             await parts.issuance.issue(order())
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime as dt
+import socket
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -36,6 +37,8 @@ from server.status.publisher import StatusPublisher
 from server.status.reconciler import Reconciler
 from server.status.refresher import Refresher
 from server.storage.database import Database
+from server.storage.place import place_of
+from server.storage.presence import Identity, Presence, authority_id, store_identity
 from signer_pool.errors import KeyMismatch
 from signer_pool.lane_config import LaneConfig
 from signer_pool.pool import SignerPool
@@ -72,6 +75,7 @@ class Parts:
     refresher: Refresher
     reconciler: Reconciler
     commitments: Commitments
+    presence: Presence
 
 
 @asynccontextmanager
@@ -88,16 +92,27 @@ async def open_parts(
     async with AsyncExitStack() as stack:
         stack.enter_context(exclusive(home))
         files = await stack.enter_async_context(_thread("files"))
-        pool = await stack.enter_async_context(
-            _signer_pool(config, lanes, home=home, files=files, registry=registry, logger=logger)
+        database = await stack.enter_async_context(_database(config, files))
+        me = await asyncio.get_running_loop().run_in_executor(files, _identity, config)
+        presence = await stack.enter_async_context(Presence(database, me, clock=clock, logger=logger))
+        ground = Ground(
+            database=database,
+            clock=clock,
+            metrics=metrics,
+            logger=logger,
+            authority=me.id,
+            leadership=presence,
         )
-        database = await stack.enter_async_context(Database(home.database))
-        ground = Ground(database=database, clock=clock, metrics=metrics, logger=logger)
+        # From the look at the tokens' keys until all are certified: of several authorities one makes them.
+        async with database.alone("start"):
+            pool = await stack.enter_async_context(
+                _signer_pool(config, lanes, files=files, registry=registry, ground=ground)
+            )
+            builder = HierarchyBuilder(config=config, pool=pool, ground=ground)
+            hierarchy = await builder.ensure()
         store = await stack.enter_async_context(
-            LmdbStore(home.response_store, max_bytes=config.ocsp.store_max_gib * _GIB)
+            LmdbStore(config.response_store, max_bytes=config.ocsp.store_max_gib * _GIB)
         )
-        builder = HierarchyBuilder(config=config, pool=pool, database=database, clock=clock)
-        hierarchy = await builder.ensure()
         await asyncio.get_running_loop().run_in_executor(files, _publish_ca_certificates, home, hierarchy)
         tag = issuer_tag(hierarchy.issuing.certificate_der)
         presigner = await _presigner(
@@ -166,6 +181,7 @@ async def open_parts(
             own=OwnCertificates(home=home, issuing=hierarchy.issuing, issuance=issuance, files=files, clock=clock),
             crl_publishers=(root_crl, issuing_crl),
             refresher=Refresher(publisher=publisher, store=store, ground=ground),
+            presence=presence,
             reconciler=Reconciler(publisher=publisher, store=store, ground=ground),
             commitments=Commitments(
                 ground=ground,
@@ -182,16 +198,30 @@ async def open_parts(
 
 
 @asynccontextmanager
+async def _database(config: Config, files: Executor) -> AsyncIterator[Database]:
+    """Open the database where the settings say that it is."""
+    place = await asyncio.get_running_loop().run_in_executor(files, place_of, config)
+    async with Database(place) as database:
+        yield database
+
+
+def _identity(config: Config) -> Identity:
+    """Say who we are to other authorities. Blocking."""
+    store = store_identity(config.response_store)
+    return Identity(id=authority_id(Home(config.home)), host=socket.gethostname(), store=store)
+
+
+@asynccontextmanager
 async def _signer_pool(
     config: Config,
     lanes: Sequence[LaneConfig],
     *,
-    home: Home,
     files: Executor,
     registry: CollectorRegistry,
-    logger: FilteringBoundLogger,
+    ground: Ground,
 ) -> AsyncIterator[SignerPool]:
     """Open the tokens, except those whose PIN was refused before, and use only keys that have certificates."""
+    home, logger = Home(config.home), ground.logger
     loop = asyncio.get_running_loop()
     refused_pins = RefusedPins(home.refused_pins, lanes, logger)
     async with AsyncExitStack() as stack:
@@ -205,7 +235,7 @@ async def _signer_pool(
             keep_alive_s=config.signer.keep_alive_s,
             weights=config.weights,
             expected=await loop.run_in_executor(
-                files, partial(expected_keys, home, issuer=ISSUING, responder=OCSP)
+                files, partial(expected_keys, home, ground.database.place, issuer=ISSUING, responder=OCSP)
             ),
             refused_tokens=await loop.run_in_executor(files, refused_pins.recall),
             # At once, though it blocks the loop for a moment: whatever comes next may be the end of this process.
@@ -229,7 +259,8 @@ async def _recover(parts: Parts, store: LmdbStore, tag: IssuerTag) -> None:
     issuing = parts.hierarchy.issuing
     await store.put_issuer(tag, sha1=issuing.hashes("sha1"), sha256=issuing.hashes("sha256"))
     await parts.own.ensure_api(parts.config.listen.api_names)
-    await parts.own.ensure_demo(parts.clients)
+    async with parts.database.alone("demo client"):
+        await parts.own.ensure_demo(parts.clients)
 
 
 @asynccontextmanager

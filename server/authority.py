@@ -23,6 +23,7 @@ from server.keys.hierarchy import ISSUING, OCSP
 from server.keys.token import prepare_token
 from server.notify import notify
 from server.storage.migrate import upgrade
+from server.storage.place import place_of
 from server.web.admin import AdminApi, Readiness
 from server.web.docs import DocsApi
 from server.web.listeners import application, listening, tls_context
@@ -46,7 +47,7 @@ def prepare_home(config: Config, logger: FilteringBoundLogger, pins: Mapping[str
         if not home.settings.exists():
             write_file(home.settings, default_toml().encode(), mode=0o600)
         lanes = prepare_token(config, home, logger, pins)
-        upgrade(home.database)
+        upgrade(place_of(config))
     return lanes
 
 
@@ -149,7 +150,13 @@ class Background:
     async def __aenter__(self) -> "Background":
         await self._group.__aenter__()
         parts = self._parts
-        loops = [parts.refresher.run(), parts.reconciler.run(), parts.commitments.run(), self._maintain()]
+        loops = [
+            parts.refresher.run(),
+            parts.reconciler.run(),
+            parts.commitments.run(),
+            parts.presence.run(),
+            self._maintain(),
+        ]
         for loop in [*loops, *(publisher.run() for publisher in parts.crl_publishers)]:
             task = self._group.create_task(loop)
             task.add_done_callback(lambda _task: self.ended.set())

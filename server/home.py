@@ -31,6 +31,11 @@ class Home:
         return self.root / "certmill.sqlite"
 
     @property
+    def authority_id(self) -> Path:
+        """Which authority this home is, among those on one database."""
+        return self.root / "authority-id"
+
+    @property
     def response_store(self) -> Path:
         """The directory of the OCSP response store (LMDB); rebuilt from the database if lost."""
         return self.root / "responses"

@@ -3,6 +3,8 @@ from collections.abc import Iterator
 import pytest
 from blockbuster import BlockBuster
 
+from tests.support.postgres import PostgresServer, postgres_server
+
 
 @pytest.fixture(autouse=True)
 def _no_blocking_in_the_loop() -> Iterator[None]:
@@ -10,5 +12,14 @@ def _no_blocking_in_the_loop() -> Iterator[None]:
     guard = BlockBuster(scanned_modules=["server", "ocsp", "signer_pool", "pkix"])
     guard.activate()
     guard.functions["os.path.abspath"].deactivate()  # reads the name of the directory, no disk
+    for function in guard.functions.values():  # a migration has a loop and a thread of its own, and blocks them
+        function.can_block_in("server/storage/blocking.py", {"_postgres"})
     yield
     guard.deactivate()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL for all tests that need one."""
+    with postgres_server() as server:
+        yield server

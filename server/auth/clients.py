@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from sqlalchemy import select
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from pkix.names import serial_hex
 from server.clock import Clock
 from server.errors import NotAuthenticated, NotPermitted
 from server.storage.database import Database
 from server.storage.schema import certificates, clients
+from server.storage.upserts import insert_for
 
 ANY = "*"
 _REMEMBER = dt.timedelta(seconds=1)
@@ -119,6 +119,11 @@ class ClientRegistry:
             rate_per_minute=row.rate_per_minute,
         )
 
+    @property
+    def shared(self) -> bool:
+        """Whether other authorities know the same clients."""
+        return self._database.shared
+
     async def knows(self, name: str) -> bool:
         """Say whether there is a client of this name."""
         query = select(clients.c.name).where(clients.c.name == name)
@@ -135,8 +140,8 @@ class ClientRegistry:
             "spki_sha256": spki_sha256,
         }
         pinned = {"spki_sha256": spki_sha256}
-        statement = sqlite_insert(clients).values(name=client.name, disabled=False, **values)
         async with self._database.write() as connection:
+            statement = insert_for(connection, clients).values(name=client.name, disabled=False, **values)
             await connection.execute(statement.on_conflict_do_update(index_elements=["name"], set_=pinned))
 
 

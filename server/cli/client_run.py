@@ -3,6 +3,7 @@
 Each function returns the exit code: 1 when the operator asked for something that cannot be done.
 """
 
+import asyncio
 import getpass
 import hashlib
 import sys
@@ -22,8 +23,8 @@ from server.cli.console import console_for
 from server.cli.guard import guarded, read_config
 from server.clock import utc_now
 from server.errors import ConfigError, InvalidRequest, RequestRefused
-from server.home import Home
 from server.storage.database import Database
+from server.storage.place import is_initialised, place_of
 
 EXIT_REFUSED = 1
 _FINGERPRINT_DIGITS = 16
@@ -69,10 +70,11 @@ def _run(work: Callable[[ClientDirectory], Awaitable[None]]) -> int:
 
     async def main() -> None:
         nonlocal refused
-        home = Home(read_config().home)
-        if not home.database.exists():
-            raise ConfigError(f"{home.root} was never initialised: run `certmill init` first")
-        async with Database(home.database) as database:
+        config = read_config()
+        place = await asyncio.to_thread(place_of, config)
+        if not is_initialised(place):
+            raise ConfigError(f"{config.home} was never initialised: run `certmill init` first")
+        async with Database(place) as database:
             directory = ClientDirectory(database, utc_now, operator=f"operator:{getpass.getuser()}")
             try:
                 await work(directory)

@@ -21,7 +21,7 @@ from pkix.ocsp_response import CertificateStatus
 from pkix.subject import select_names
 from server.clock import epoch
 from server.config import IssuanceSection
-from server.errors import Overloaded, ServerError
+from server.errors import KeyInUse, Overloaded, ServerError
 from server.ground import Ground
 from server.issuance.idempotency import IdempotencyKeys
 from server.issuance.order import IssuedCertificate, Order, PreparedOrder
@@ -58,7 +58,7 @@ class IssuanceService:
         self._clock = ground.clock
         self._metrics = ground.metrics
         self._logger = ground.logger
-        self._records = IssuanceRecords(ground.database, issuer_label)
+        self._records = IssuanceRecords(ground.database, issuer_label, ground.authority)
         self._keys = IdempotencyKeys(self._records, ground.metrics, ground.clock)
         make = partial(
             Batcher[PreparedOrder, IssuedCertificate],
@@ -120,11 +120,15 @@ class IssuanceService:
             raise Overloaded("too many requests are waiting to be issued") from error
         return await waiting
 
-    async def _issue_batch(self, batch: Sequence[PreparedOrder], *, priority: Priority) -> list[IssuedCertificate]:
-        self._metrics.issuance_batch_size.observe(len(batch))
+    async def _issue_batch(
+        self, orders: Sequence[PreparedOrder], *, priority: Priority
+    ) -> list[IssuedCertificate | Exception]:
+        self._metrics.issuance_batch_size.observe(len(orders))
         with self._metrics.issuance_batch_seconds.time():
             # Step 4: one transaction; from here on the serials exist, whatever happens.
-            await self._records.record_intents(batch, epoch(self._clock()))
+            batch = await self._records.record_intents(orders, epoch(self._clock()))
+            if not batch:
+                return [KeyInUse() for _ in orders]
             try:
                 # Step 5: sign the certificates, then their OCSP responses.
                 due = asyncio.get_running_loop().time() + self._sign_deadline_s
@@ -150,7 +154,8 @@ class IssuanceService:
             await self._publisher.publish(responses)
         for p in batch:
             self._metrics.certificates_issued.labels(p.certificate.profile.identity).inc()
-        return [_issued(f) for f in finished]
+        issued = {f.prepared.certificate.serial: _issued(f) for f in finished}
+        return [issued.get(p.certificate.serial) or KeyInUse() for p in orders]
 
     async def _sign_responses(self, batch: Sequence[PreparedOrder], deadline_s: float) -> list[SignedResponse]:
         presigner = self._publisher.presigner

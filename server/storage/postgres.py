@@ -92,7 +92,7 @@ async def connect(place: PostgresPlace) -> Any:  # noqa: ANN401 - asyncpg.Connec
     """Connect as the URL says (libpq's parameters); raises `StorageError` unless commits are durable."""
     connection = await asyncpg.connect(
         place.url,
-        password=place.password,
+        password=place.password or "",  # not from ~/.pgpass
         timeout=CONNECT_S,
         command_timeout=STATEMENT_S,
         server_settings=_SESSION,

@@ -33,6 +33,7 @@ class PostgresServer:
     port: int
     process: "subprocess.Popen[bytes] | None" = None
     made: int = 0
+    template: bool = False
     user: dict[str, object] = field(default_factory=dict)
 
     def url(self, database: str, *, user: str = "certmill") -> str:
@@ -47,8 +48,9 @@ class PostgresServer:
 
     def database(self) -> str:
         """Make a database at the current schema and return its name: a copy of one that was migrated once."""
-        if not self.made:
+        if not self.template:
             self.sql(f"create database {_TEMPLATE}")
+            self.template = True
             upgrade(PostgresPlace(url=self.url(_TEMPLATE)))
         return self._create(_TEMPLATE)
 
@@ -126,7 +128,7 @@ def postgres_server() -> Iterator[PostgresServer]:
         server.start()
         yield server
     finally:
-        server.stop()
+        server.stop(signal.SIGQUIT)  # at once: nobody needs its data any more
         shutil.rmtree(directory, ignore_errors=True)
 
 

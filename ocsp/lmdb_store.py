@@ -7,7 +7,7 @@ writer dies between the two, workers notice at the latest with the next second, 
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -182,6 +182,15 @@ class LmdbReader:
         except lmdb.Error as error:
             raise StoreError(f"response store {self._directory}: {error}") from error
         return prefixes
+
+    def serials(self, prefix: bytes) -> Iterator[int]:
+        """Go through the serial numbers of all entries under a key prefix, on one snapshot."""
+        with self._begin() as transaction, transaction.cursor() as cursor:
+            if cursor.set_range(prefix):
+                for key in cursor.iternext(values=False):
+                    if not key.startswith(prefix):
+                        break
+                    yield int.from_bytes(key[len(prefix) :], "big")
 
     def replaced(self) -> bool:
         """Say whether the files are not those that were opened: the store was deleted and made anew."""

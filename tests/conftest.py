@@ -14,7 +14,9 @@ def _no_blocking_in_the_loop() -> Iterator[None]:
     guard.functions["os.path.abspath"].deactivate()  # reads the name of the directory, no disk
     for function in guard.functions.values():  # a migration has a loop and a thread of its own, and blocks them
         function.can_block_in("server/storage/migrate.py", {"work"})
-        function.can_block_in("server/storage/postgres.py", {"connect"})  # asyncpg reads TLS files: once a connection
+        function.can_block_in(
+            "server/storage/postgres.py", {"connect"}
+        )  # asyncpg reads TLS files: once a connection
     yield
     guard.deactivate()
 

@@ -43,7 +43,9 @@ async def _postgres(place: PostgresPlace, work: Callable[[Connection], T]) -> T:
     from server.storage.postgres import FAULTS, connect  # noqa: PLC0415 - asyncpg, for those who need it
 
     faults: tuple[type[Exception], ...] = (SQLAlchemyError, *FAULTS)
-    engine = create_async_engine("postgresql+asyncpg://", async_creator=lambda: connect(place), poolclass=NullPool)
+    engine = create_async_engine(
+        "postgresql+asyncpg://", async_creator=lambda: connect(place, statement_s=None), poolclass=NullPool
+    )
     try:
         async with engine.connect() as connection:
             return await connection.run_sync(work)

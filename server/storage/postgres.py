@@ -88,13 +88,13 @@ class PostgresEngine:
             yield
 
 
-async def connect(place: PostgresPlace) -> Any:  # noqa: ANN401 - asyncpg.Connection, without stubs
+async def connect(place: PostgresPlace, *, statement_s: float | None = STATEMENT_S) -> Any:  # noqa: ANN401 - asyncpg.Connection, without stubs
     """Connect as the URL says (libpq's parameters); raises `StorageError` unless commits are durable."""
     connection = await asyncpg.connect(
         place.url,
         password=place.password or "",  # not from ~/.pgpass
         timeout=CONNECT_S,
-        command_timeout=STATEMENT_S,
+        command_timeout=statement_s,
         server_settings=_SESSION,
     )
     try:

@@ -111,7 +111,7 @@ class PostgresServer:
 @contextmanager
 def postgres_server() -> Iterator[PostgresServer]:
     """Run a server for the block. As root, as somebody else: PostgreSQL refuses to run as root."""
-    directory = Path(tempfile.mkdtemp(prefix="certmill-postgres-"))
+    directory = Path(tempfile.mkdtemp(prefix="certmill-postgres-", dir=_place()))
     user: dict[str, object] = {"cwd": str(directory)}
     if os.getuid() == 0:
         account = _account()
@@ -130,6 +130,12 @@ def postgres_server() -> Iterator[PostgresServer]:
     finally:
         server.stop(signal.SIGQUIT)  # at once: nobody needs its data any more
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def _place() -> Path | None:
+    """Return memory to put the files into, if there is enough: each database is hundreds of them."""
+    memory = Path("/dev/shm")
+    return memory if memory.is_dir() and shutil.disk_usage(memory).free > 2 * 2**30 else None
 
 
 def _account() -> pwd.struct_passwd:

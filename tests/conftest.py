@@ -12,11 +12,10 @@ def _no_blocking_in_the_loop() -> Iterator[None]:
     guard = BlockBuster(scanned_modules=["server", "ocsp", "signer_pool", "pkix"])
     guard.activate()
     guard.functions["os.path.abspath"].deactivate()  # reads the name of the directory, no disk
-    for function in guard.functions.values():  # a migration has a loop and a thread of its own, and blocks them
-        function.can_block_in("server/storage/migrate.py", {"work"})
-        function.can_block_in(
-            "server/storage/postgres.py", {"connect"}
-        )  # asyncpg reads TLS files: once a connection
+    for function in guard.functions.values():
+        function.can_block_in("server/storage/migrate.py", {"work"})  # in a loop and a thread of its own
+        function.can_block_in("server/storage/check.py", {"_checks"})  # the same
+        function.can_block_in("server/storage/postgres.py", {"connect"})  # asyncpg reads TLS files
     yield
     guard.deactivate()
 

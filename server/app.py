@@ -30,6 +30,7 @@ from server.keys.hierarchy import ISSUING, OCSP, ROOT, Hierarchy, HierarchyBuild
 from server.keys.own_certificates import OwnCertificates
 from server.keys.refused_pins import RefusedPins
 from server.metrics import AuthorityMetrics
+from server.milestones import Milestones, Step, unwatched
 from server.revocation.crl_publisher import CrlPublisher
 from server.revocation.service import RevocationService
 from server.status.commitments import Commitments
@@ -80,7 +81,12 @@ class Parts:
 
 @asynccontextmanager
 async def open_parts(
-    config: Config, lanes: Sequence[LaneConfig], *, clock: Clock, logger: FilteringBoundLogger
+    config: Config,
+    lanes: Sequence[LaneConfig],
+    *,
+    clock: Clock,
+    logger: FilteringBoundLogger,
+    reached: Milestones = unwatched,
 ) -> AsyncIterator[Parts]:
     """Open everything, make what is missing of the hierarchy, and recover from a crash.
 
@@ -102,6 +108,7 @@ async def open_parts(
             logger=logger,
             authority=me.id,
             leadership=presence,
+            reached=reached,
         )
         # From the look at the tokens' keys until all are certified: of several authorities one makes them.
         async with database.alone("start"):
@@ -193,7 +200,7 @@ async def open_parts(
                 plan=config.plan,
             ),
         )
-        await _recover(parts, store, tag)
+        await _recover(parts, store, tag, reached)
         yield parts
 
 
@@ -248,19 +255,24 @@ async def _signer_pool(
         yield pool
 
 
-async def _recover(parts: Parts, store: LmdbStore, tag: IssuerTag) -> None:
+async def _recover(parts: Parts, store: LmdbStore, tag: IssuerTag, reached: Milestones) -> None:
     """Finish or close what a crash interrupted, before anybody can call."""
     await parts.issuance.recover()
+    reached(Step.INTENTS_CLOSED)
     await parts.publisher.ensure_published(_serial(parts.publisher.presigner.responder.certificate))
     await parts.reconciler.reconcile()
+    reached(Step.ANSWERS_COMPARED)
     for publisher in parts.crl_publishers:
         await publisher.ensure()
+    reached(Step.CRLS_THERE)
     # Only now is every answer of this issuer there; from now on workers may say that a serial is unknown.
     issuing = parts.hierarchy.issuing
     await store.put_issuer(tag, sha1=issuing.hashes("sha1"), sha256=issuing.hashes("sha256"))
+    reached(Step.ISSUER_REGISTERED)
     await parts.own.ensure_api(parts.config.listen.api_names)
     async with parts.database.alone("demo client"):
         await parts.own.ensure_demo(parts.clients)
+    reached(Step.OWN_CERTIFICATES)
 
 
 @asynccontextmanager

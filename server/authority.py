@@ -21,6 +21,7 @@ from server.home import Home, exclusive, write_file
 from server.issuance.catalogue import Catalogue
 from server.keys.hierarchy import ISSUING, OCSP
 from server.keys.token import prepare_token
+from server.milestones import Milestones, unwatched
 from server.notify import notify
 from server.storage.migrate import upgrade
 from server.storage.place import place_of
@@ -64,6 +65,7 @@ async def run_authority(
     lanes: list[LaneConfig],
     logger: FilteringBoundLogger,
     environ: Mapping[str, str],
+    reached: Milestones = unwatched,
 ) -> None:
     """Serve until SIGTERM or SIGINT; raises what opening raises."""
     stop = asyncio.Event()
@@ -71,7 +73,8 @@ async def run_authority(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with AsyncExitStack() as stack:
-        parts = await stack.enter_async_context(open_parts(config, lanes, clock=utc_now, logger=logger))
+        opened = open_parts(config, lanes, clock=utc_now, logger=logger, reached=reached)
+        parts = await stack.enter_async_context(opened)
         tls = await _tls(parts)
         loops = await stack.enter_async_context(_background(parts, tls))
         await _listen(stack, parts, tls, loops)

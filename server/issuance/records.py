@@ -11,6 +11,7 @@ from server.audit.log import AuditEntry, append
 from server.clock import epoch
 from server.errors import StorageError
 from server.issuance.order import PreparedOrder
+from server.milestones import Milestones, Step, unwatched
 from server.status import schedule
 from server.storage.claims import database_time
 from server.storage.database import AnyRow, Database
@@ -33,10 +34,13 @@ class Finished:
 class IssuanceRecords:
     """Reads and writes the rows of one issuer's certificates. `authority`: who we are, see `authorities`."""
 
-    def __init__(self, database: Database, issuer_label: str, authority: str = "") -> None:
+    def __init__(
+        self, database: Database, issuer_label: str, authority: str = "", reached: Milestones = unwatched
+    ) -> None:
         self._database = database
         self._issuer = issuer_label
         self._authority = authority or None
+        self._reached = reached
 
     async def record_intents(self, batch: Sequence[PreparedOrder], now: int) -> list[PreparedOrder]:
         """Step 4: serials, TBS digests, profile versions, clients, audit entries: all durable, or nothing.
@@ -49,6 +53,7 @@ class IssuanceRecords:
             if first:
                 await connection.execute(insert(certificates), [self._intent_row(p, now) for p in first])
                 await append(connection, now, [_audit(p, "certificate.intent") for p in first])
+            self._reached(Step.INTENTS_BEFORE_COMMIT)
         return first
 
     async def _take_keys(
@@ -86,12 +91,14 @@ class IssuanceRecords:
             await _finish_rows(connection, batch)
             await schedule.record(connection, [f.ocsp_row for f in batch])
             await append(connection, now, [_audit(f.prepared, "certificate.issued") for f in batch])
+            self._reached(Step.ISSUED_BEFORE_COMMIT)
 
     async def abandon(self, batch: Sequence[PreparedOrder], now: int) -> None:
         """Close the intents of a failed batch, free their idempotency keys; rows that were issued stay."""
         serials = [serial_hex(p.certificate.serial) for p in batch]
         async with self._database.write() as connection:
             await _abandon(connection, self._issuer, serials, now)
+            self._reached(Step.ABANDON_BEFORE_COMMIT)
 
     async def abandon_left_over(self, now: int) -> int:
         """Close what a crash left open, at start, before the first call: every intent of ours.
@@ -106,6 +113,7 @@ class IssuanceRecords:
                 query = query.where(self._closable(await database_time(connection, now)))
             serials = list((await connection.execute(query.order_by(c.serial).with_for_update())).scalars())
             await _abandon(connection, self._issuer, serials, now)
+            self._reached(Step.RECOVERY_BEFORE_COMMIT)
         return len(serials)
 
     def _closable(self, now: int) -> ColumnElement[bool]:

@@ -27,6 +27,7 @@ from server.issuance.idempotency import IdempotencyKeys
 from server.issuance.order import IssuedCertificate, Order, PreparedOrder
 from server.issuance.records import Finished, IssuanceRecords
 from server.issuance.serial import new_serial
+from server.milestones import Step
 from server.status import schedule
 from server.status.publisher import StatusPublisher
 from signer_pool.batcher import Batcher
@@ -58,7 +59,8 @@ class IssuanceService:
         self._clock = ground.clock
         self._metrics = ground.metrics
         self._logger = ground.logger
-        self._records = IssuanceRecords(ground.database, issuer_label, ground.authority)
+        self._reached = ground.reached
+        self._records = IssuanceRecords(ground.database, issuer_label, ground.authority, ground.reached)
         self._keys = IdempotencyKeys(self._records, ground.metrics, ground.clock)
         make = partial(
             Batcher[PreparedOrder, IssuedCertificate],
@@ -129,6 +131,7 @@ class IssuanceService:
             batch = await self._records.record_intents(orders, epoch(self._clock()))
             if not batch:
                 return [KeyInUse() for _ in orders]
+            self._reached(Step.INTENTS_DURABLE)
             try:
                 # Step 5: sign the certificates, then their OCSP responses.
                 due = asyncio.get_running_loop().time() + self._sign_deadline_s
@@ -139,22 +142,28 @@ class IssuanceService:
                     algorithm=self._issuer.algorithm.name,
                     deadline_s=self._sign_deadline_s,
                 )
+                self._reached(Step.CERTIFICATES_SIGNED)
                 responses = await self._sign_responses(batch, due - asyncio.get_running_loop().time())
+                self._reached(Step.RESPONSES_SIGNED)
                 # Step 6: assemble, and compare with what was linted (the pool has verified the signatures).
                 finished = [
                     self._finish(p, signature, response)
                     for p, signature, response in zip(batch, signatures, responses, strict=True)
                 ]
+                self._reached(Step.ASSEMBLED)
                 # Step 7: one transaction; from here on the certificates are issued.
                 await self._records.record_issued(finished, epoch(self._clock()))
+                self._reached(Step.ISSUED_DURABLE)
             except BaseException:
                 await self._abandon(batch)
                 raise
             # Step 8: publish the answers, and only then answer the callers.
             await self._publisher.publish(responses)
+            self._reached(Step.PUBLISHED)
         for p in batch:
             self._metrics.certificates_issued.labels(p.certificate.profile.identity).inc()
         issued = {f.prepared.certificate.serial: _issued(f) for f in finished}
+        self._reached(Step.ANSWERING)
         return [issued.get(p.certificate.serial) or KeyInUse() for p in orders]
 
     async def _sign_responses(self, batch: Sequence[PreparedOrder], deadline_s: float) -> list[SignedResponse]:
@@ -177,6 +186,7 @@ class IssuanceService:
             self._logger.error("intents stay open until the next start", error=str(error), intents=len(batch))
         else:
             self._metrics.intents_abandoned.inc(len(batch))
+            self._reached(Step.ABANDONED)
 
     async def recover(self) -> None:
         """Close what a crash left open; call before the first `issue`. Raises `StorageError`."""

@@ -25,6 +25,7 @@ from server.audit.log import AuditEntry, append
 from server.clock import epoch, from_epoch
 from server.errors import ServerError
 from server.ground import Ground
+from server.milestones import Step
 from server.revocation.crl_file import publish_file, published_number
 from server.storage.schema import State, certificates, crls, issuers
 from signer_pool.errors import SignerPoolError
@@ -70,6 +71,7 @@ class CrlPublisher:
         self._metrics = ground.metrics
         self._logger = ground.logger
         self._leadership = ground.leadership
+        self._reached = ground.reached
         self._requested = asyncio.Event()
 
     def request(self) -> None:
@@ -154,6 +156,7 @@ class CrlPublisher:
         this_update = self._clock().replace(microsecond=0)
         next_update = min(this_update + self._validity, self._issuer.certificate.not_valid_after_utc)
         number, entries = await self._reserve(epoch(this_update), epoch(next_update))
+        self._reached(Step.CRL_NUMBER_DURABLE)
         tbs = prepare_crl(
             issuer=self._issuer,
             number=number,
@@ -164,10 +167,13 @@ class CrlPublisher:
         signature = await self._pool.sign(
             self._key_label, tbs, Priority.CRL, algorithm=self._issuer.algorithm.name
         )
+        self._reached(Step.CRL_SIGNED)
         crl_der = assemble(tbs, self._issuer.algorithm, signature)
         check_crl(crl_der, issuer=self._issuer, number=number, entries=len(entries))
         await self._record(number, crl_der, len(entries), epoch(this_update))
+        self._reached(Step.CRL_RECORDED)
         await self._on_disk(publish_file, self._path, number, crl_der)
+        self._reached(Step.CRL_WRITTEN)
         self._measure(number, epoch(next_update), len(entries))
         self._logger.info("CRL published", issuer=self._label, number=number, entries=len(entries))
         return number
@@ -189,6 +195,7 @@ class CrlPublisher:
                 "entries": 0,
             }
             await connection.execute(insert(crls), row)
+            self._reached(Step.CRL_NUMBER_BEFORE_COMMIT)
             if self._database.shared:
                 return number, await self._entries(connection)
         async with self._database.read() as connection:
@@ -236,6 +243,7 @@ class CrlPublisher:
             old = (crls.c.issuer == self._label, crls.c.number <= number - KEPT, crls.c.der.is_not(None))
             await connection.execute(update(crls).where(*old).values(der=None))
             await append(connection, now, [entry])
+            self._reached(Step.CRL_BEFORE_COMMIT)
 
     async def _latest(self) -> tuple[int, int, int, int] | None:
         """Return (number, thisUpdate, nextUpdate, entries) of the latest finished CRL."""

@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 export PYTHONUNBUFFERED = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format lock bench bench-ocsp bench-issue bench-signer load soak clean
+.PHONY: help run test check format lock bench bench-ocsp bench-issue bench-signer load soak crash clean
 
 help: ## print this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,10 @@ bench-signer: $(VENV)/.run ## the signer pool against the bare token: lanes, bat
 soak: $(VENV)/.dev ## ten minutes of random HSM faults under load: nothing lost, nothing leaked
 	@deploy/bootstrap softhsm gcc
 	@$(BIN)/python -m loadtests.soak_signer --minutes 10
+
+crash: $(VENV)/.dev ## kill the authority at every step and between fsyncs under load: nothing lost, nothing doubled
+	@deploy/bootstrap softhsm strace
+	@$(BIN)/python -m loadtests.crash_harness
 
 load: $(VENV)/.dev ## Locust, headless, against a certmill of its own: issuing and OCSP
 	@deploy/bootstrap softhsm

@@ -1,0 +1,205 @@
+"""Callers of a certmill that may die at any moment, and the journal of what it has acknowledged.
+
+A call is in the journal's file, fsynced, before anybody counts it as acknowledged. What is in no answer may have
+happened or not: it is asked for again with its idempotency key.
+"""
+
+import http.client
+import json
+import os
+import secrets
+import ssl
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.support.ca import make_csr
+from tests.support.certmill import RunningCertmill
+
+LOST = (OSError, http.client.HTTPException, ValueError)
+"""What a caller sees of a server that has just died."""
+REPEAT_S = 30.0
+_PATIENCE_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """A certificate as a caller got it."""
+
+    serial: str
+    pem: str
+
+
+@dataclass
+class Journal:
+    """What was asked for, by idempotency key and by serial number, and what was acknowledged of it."""
+
+    path: Path
+    csrs: dict[str, bytes] = field(default_factory=dict)
+    issued: dict[str, Issued] = field(default_factory=dict)
+    revoking: set[str] = field(default_factory=set)
+    revoked: set[str] = field(default_factory=set)
+    refused: Counter[str] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._lock = threading.Lock()
+        self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._file)
+
+    def asks(self, key: str, csr: bytes) -> None:
+        """Note a call that is about to be made."""
+        with self._lock:
+            self.csrs[key] = csr
+
+    def asks_revocation(self, serial: str) -> None:
+        """Note a revocation that is about to be asked for."""
+        with self._lock:
+            self.revoking.add(serial)
+
+    def acknowledge(self, key: str, body: Mapping[str, Any]) -> Issued:
+        """Write down a 201; the same key must always have the same certificate."""
+        issued = Issued(body["serial"], body["certificate"])
+        self._write({"key": key, "serial": issued.serial, "certificate": issued.pem})
+        with self._lock:
+            before = self.issued.setdefault(key, issued)
+            if before != issued:
+                self.wrong.append(f"key {key} got {before.serial}, then {issued.serial}")
+        return issued
+
+    def acknowledge_revocation(self, serial: str) -> None:
+        """Write down a revocation that was answered."""
+        self._write({"revoked": serial})
+        with self._lock:
+            self.revoked.add(serial)
+
+    def refuse(self, status: int, body: bytes) -> None:
+        """Count an answer that is no success: only a clear 503 is right."""
+        try:
+            kind = json.loads(body)["type"]
+        except (ValueError, KeyError):
+            kind = body[:80].decode("utf-8", "replace")
+        with self._lock:
+            self.refused[f"{status} {kind}"] += 1
+            if status != http.client.SERVICE_UNAVAILABLE:
+                self.wrong.append(f"an answer was {status} {kind}")
+
+    @property
+    def open_calls(self) -> list[str]:
+        """Return the keys of the calls that were never acknowledged."""
+        return sorted(set(self.csrs) - set(self.issued))
+
+    @property
+    def open_revocations(self) -> list[str]:
+        """Return the serial numbers whose revocation was never acknowledged."""
+        return sorted(self.revoking - self.revoked)
+
+    def _write(self, entry: Mapping[str, Any]) -> None:
+        with self._lock:
+            os.write(self._file, json.dumps(entry).encode() + b"\n")
+            os.fsync(self._file)
+
+
+class Caller:
+    """One client with one connection, kept open. Raises `LOST` when the server goes away."""
+
+    def __init__(self, running: RunningCertmill, context: ssl.SSLContext, journal: Journal) -> None:
+        self._journal = journal
+        self._connection = http.client.HTTPSConnection(
+            "127.0.0.1", running.api_port, timeout=_PATIENCE_S, context=context
+        )
+
+    def close(self) -> None:
+        """Hang up."""
+        self._connection.close()
+
+    def issue(self, key: str) -> Issued | None:
+        """Ask for the certificate of `key`; None if it was refused."""
+        body = {"profile": "tls-server", "csr": self._journal.csrs[key].decode()}
+        status, answer = self._post("/v1/certificates", body, {"Idempotency-Key": key})
+        if status != http.client.CREATED:
+            self._journal.refuse(status, answer)
+            return None
+        return self._journal.acknowledge(key, json.loads(answer))
+
+    def revoke(self, serial: str) -> bool:
+        """Ask for a revocation; False if it was refused."""
+        self._journal.asks_revocation(serial)
+        status, answer = self._post(f"/v1/certificates/{serial}/revocation", {"reason": "superseded"}, {})
+        if status != http.client.OK:
+            self._journal.refuse(status, answer)
+            return False
+        self._journal.acknowledge_revocation(serial)
+        return True
+
+    def _post(self, path: str, body: Mapping[str, object], headers: Mapping[str, str]) -> tuple[int, bytes]:
+        sent = {"Content-Type": "application/json", **headers}
+        self._connection.request("POST", path, json.dumps(body).encode(), sent)
+        response = self._connection.getresponse()
+        return response.status, response.read()
+
+
+class Load:
+    """Some callers at once, each in a thread, that call until the server is gone or they are told to stop."""
+
+    def __init__(self, running: RunningCertmill, journal: Journal, *, callers: int = 8) -> None:
+        self._running = running
+        self._journal = journal
+        self._stop = threading.Event()
+        self._context = running.tls()
+        self._threads = [threading.Thread(target=self._call, daemon=True) for _ in range(callers)]
+
+    def __enter__(self) -> "Load":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_details: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _call(self) -> None:
+        caller = Caller(self._running, self._context, self._journal)
+        try:
+            while not self._stop.is_set():
+                key = secrets.token_hex(8)
+                self._journal.asks(key, make_csr(f"{key}.example.gov"))
+                issued = caller.issue(key)
+                if issued is not None and secrets.randbelow(3) == 0:
+                    caller.revoke(issued.serial)
+        except LOST:
+            return
+        finally:
+            caller.close()
+
+
+def repeat_open_calls(running: RunningCertmill, journal: Journal) -> None:
+    """Ask again for everything without an answer, and for some that has one; notes what stays refused."""
+    deadline = time.monotonic() + REPEAT_S
+    caller = Caller(running, running.tls(), journal)
+    try:
+        for key in journal.open_calls:
+            _until(deadline, lambda key=key: caller.issue(key) is not None)  # type: ignore[misc]
+        for serial in journal.open_revocations:
+            _until(deadline, lambda serial=serial: caller.revoke(serial))  # type: ignore[misc]
+        for key in list(journal.issued)[-5:]:
+            caller.issue(key)  # the journal compares
+    except LOST as error:
+        journal.wrong.append(f"a repeated call was not answered: {error!r}")
+    finally:
+        caller.close()
+    journal.wrong += [f"{key} was refused for {REPEAT_S:g} s" for key in journal.open_calls]
+    journal.wrong += [f"the revocation of {serial} was refused" for serial in journal.open_revocations]
+
+
+def _until(deadline: float, succeeded: Callable[[], bool]) -> None:
+    while not succeeded() and time.monotonic() < deadline:
+        time.sleep(0.1)

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 from sqlalchemy import create_engine, text
 
-from loadtests.crash_load import Journal
+from loadtests.crash_load import Journal, is_sent
 from ocsp.entry import unpack
 from ocsp.lmdb_store import LmdbReader
 from ocsp.store import Status, StoredResponse, issuer_tag, response_key
@@ -50,12 +50,21 @@ class Evidence:
                 wrong.append(f"{serial} is {response.status.name}, and nobody revoked it")
         return wrong
 
+    def after_start(self, journal: Journal) -> list[str]:
+        """Judge what the next process made of it by itself, as soon as it is ready, before anybody calls."""
+        rows, audit = self._certificates(), self._audit()
+        listed = {f"{entry.serial_number:x}" for entry in self._crl_file()}
+        revoked = {row["serial"] for row in rows if row["revoked_at"] is not None}
+        return [
+            *self._rows_are_whole(rows, audit),
+            *self._acknowledged_are_there(journal, rows, audit),
+            *self._answers_are_true(rows, journal),
+            *(f"{serial} is revoked and not in the CRL" for serial in revoked if serial.lstrip("0") not in listed),
+        ]
+
     def after_recovery(self, journal: Journal) -> list[str]:
-        """Judge everything, when the next process is ready and every call was repeated."""
-        rows = self._query("select * from certificates where issuer = 'issuing'")
-        audit = Counter(
-            (row["action"], row["object"]) for row in self._query("select action, object from audit_log")
-        )
+        """Judge everything, when every call was repeated."""
+        rows, audit = self._certificates(), self._audit()
         return [
             *journal.wrong,
             *self._rows_are_whole(rows, audit),
@@ -121,7 +130,7 @@ class Evidence:
             der = x509.load_pem_x509_certificate(issued.pem.encode()).public_bytes(Encoding.DER)
             if row is None or row["state"] != "issued" or bytes(row["der"]) != der:
                 yield f"LOST: {issued.serial} was acknowledged and is {row and row['state']} now"
-            elif by_key.get(key) != issued.serial:
+            elif is_sent(key) and by_key.get(key) != issued.serial:
                 yield f"key {key} got {issued.serial}, and is recorded for {by_key.get(key)}"
             elif issued.serial in journal.revoked and row["revoked_at"] is None:
                 yield f"LOST: the revocation of {issued.serial} was acknowledged"
@@ -189,6 +198,14 @@ class Evidence:
         crl = x509.load_der_x509_crl((self._home / "public/crl/issuing.crl").read_bytes())
         assert crl.is_signature_valid(self._issuing.public_key())  # type: ignore[arg-type]
         return crl
+
+    def _certificates(self) -> Rows:
+        return self._query("select * from certificates where issuer = 'issuing'")
+
+    def _audit(self) -> Mapping[tuple[str, str], int]:
+        return Counter(
+            (row["action"], row["object"]) for row in self._query("select action, object from audit_log")
+        )
 
     def _query(self, sql: str) -> Rows:
         engine = create_engine(self._url)

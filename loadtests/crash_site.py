@@ -122,6 +122,7 @@ class CrashSite:
         outcome.open_calls = len(journal.open_calls)
         outcome.wrong += evidence.after_death(journal)
         self._running.start()
+        outcome.wrong += evidence.after_start(journal)
         repeat_open_calls(self._running, journal)
         outcome.wrong += evidence.after_recovery(journal)
         outcome.wrong += self._judge_crls(evidence, journal)

@@ -1,7 +1,7 @@
 """Callers of a certmill that may die at any moment, and the journal of what it has acknowledged.
 
-An acknowledgement is in the journal's file, fsynced, before anybody counts on it. A call without an answer may have
-had its effect or not: it is made again with its idempotency key. One call in five has none, and is given up.
+An acknowledgement is in the journal's file, fsynced, before anybody counts on it. A call without an answer may
+have had its effect or not: it is made again with its idempotency key. One call in five has none, and is given up.
 """
 
 import http.client

@@ -3,7 +3,7 @@
 import asyncio
 import datetime as dt
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -37,6 +37,7 @@ from server.status.commitments import Commitments
 from server.status.publisher import StatusPublisher
 from server.status.reconciler import Reconciler
 from server.status.refresher import Refresher
+from server.status.storage_watch import StorageWatch
 from server.storage.database import Database
 from server.storage.place import place_of
 from server.storage.presence import Identity, Presence, authority_id, store_identity
@@ -77,6 +78,7 @@ class Parts:
     reconciler: Reconciler
     commitments: Commitments
     presence: Presence
+    storage: StorageWatch
 
 
 @asynccontextmanager
@@ -122,6 +124,8 @@ async def open_parts(
         )
         await asyncio.get_running_loop().run_in_executor(files, _publish_ca_certificates, home, hierarchy)
         tag = issuer_tag(hierarchy.issuing.certificate_der)
+        issuing = hierarchy.issuing
+        register = partial(store.put_issuer, tag, sha1=issuing.hashes("sha1"), sha256=issuing.hashes("sha256"))
         presigner = await _presigner(
             config=config,
             builder=builder,
@@ -199,8 +203,9 @@ async def open_parts(
                 root_crl_interval_h=_ROOT_CRL_INTERVAL // dt.timedelta(hours=1),
                 plan=config.plan,
             ),
+            storage=StorageWatch(store=store, touch_store=register, ground=ground),
         )
-        await _recover(parts, store, tag, reached)
+        await _recover(parts, register, reached)
         yield parts
 
 
@@ -255,7 +260,7 @@ async def _signer_pool(
         yield pool
 
 
-async def _recover(parts: Parts, store: LmdbStore, tag: IssuerTag, reached: Milestones) -> None:
+async def _recover(parts: Parts, register: Callable[[], Awaitable[None]], reached: Milestones) -> None:
     """Finish or close what a crash interrupted, before anybody can call."""
     await parts.issuance.recover()
     reached(Step.INTENTS_CLOSED)
@@ -266,8 +271,7 @@ async def _recover(parts: Parts, store: LmdbStore, tag: IssuerTag, reached: Mile
         await publisher.ensure()
     reached(Step.CRLS_THERE)
     # Only now is every answer of this issuer there; from now on workers may say that a serial is unknown.
-    issuing = parts.hierarchy.issuing
-    await store.put_issuer(tag, sha1=issuing.hashes("sha1"), sha256=issuing.hashes("sha256"))
+    await register()
     reached(Step.ISSUER_REGISTERED)
     await parts.own.ensure_api(parts.config.listen.api_names)
     async with parts.database.alone("demo client"):

@@ -127,12 +127,13 @@ def _worker_sockets(parts: Parts) -> dict[str, Path]:
 
 def _readiness(parts: Parts, loops: "Background") -> Readiness:
     health = parts.pool.health()
-    reasons = health.reasons()
+    storage = parts.storage.reasons()
+    reasons = [*storage, *health.reasons()]
     if health.alive == 0:
         return Readiness(ready=False, reasons=["no signer lane is ready", *reasons])
     if not loops.running:
         return Readiness(ready=False, reasons=["a background loop has ended", *reasons])
-    return Readiness(ready=True, reasons=reasons)
+    return Readiness(ready=not storage, reasons=reasons)
 
 
 class Background:
@@ -158,6 +159,8 @@ class Background:
             parts.reconciler.run(),
             parts.commitments.run(),
             parts.presence.run(),
+            parts.storage.run(),
+            parts.issuance.run(),
             self._maintain(),
         ]
         for loop in [*loops, *(publisher.run() for publisher in parts.crl_publishers)]:

@@ -49,6 +49,12 @@ class AuthorityMetrics:
         self.issuance_queue_depth = Gauge(
             "certmill_issuance_queue_depth", "Prepared certificates waiting for a batch", registry=registry
         )
+        self.storage_up = Gauge(
+            "certmill_storage_up",
+            "Whether database and responses can be written; 0: nothing can be issued",
+            ["part"],
+            registry=registry,
+        )
         self.idempotent_replays = Counter(
             "certmill_idempotent_replays", "Requests answered from their idempotency key", registry=registry
         )

@@ -34,6 +34,8 @@ from signer_pool.batcher import Batcher
 from signer_pool.errors import PoolFull
 from signer_pool.pool import Priority, SignerPool
 
+LEFT_OPEN_S = 5.0
+
 
 class IssuanceService:
     """Issues certificates under one CA. An async context manager: leaving it drains the batches."""
@@ -70,6 +72,7 @@ class IssuanceService:
             queue_limit=settings.queue_limit,
             weights=weights,
         )
+        self._left_open: list[PreparedOrder] = []
         # Two queues, so that nobody who waits for an answer stands behind a bureau's whole list.
         self._interactive = make(partial(self._issue_batch, priority=Priority.INTERACTIVE))
         self._bulk = make(partial(self._issue_batch, priority=Priority.BULK))
@@ -155,6 +158,7 @@ class IssuanceService:
                 await self._records.record_issued(finished, epoch(self._clock()))
                 self._reached(Step.ISSUED_DURABLE)
             except BaseException:
+                self._metrics.issuance_failed.inc()
                 await self._abandon(batch)
                 raise
             # Step 8: publish the answers, and only then answer the callers.
@@ -178,15 +182,27 @@ class IssuanceService:
         return Finished(prepared=prepared, certificate_der=certificate_der, ocsp_row=row)
 
     async def _abandon(self, batch: Sequence[PreparedOrder]) -> None:
-        """Close the intents of a failed batch. If even that fails, recovery at the next start does it."""
-        self._metrics.issuance_failed.inc()
+        """Close the intents of a failed batch. If even that fails, `run` or the next start does it."""
         try:
             await self._records.abandon(batch, epoch(self._clock()))
         except ServerError as error:
-            self._logger.error("intents stay open until the next start", error=str(error), intents=len(batch))
+            self._logger.error("intents stay open for now", error=str(error), intents=len(batch))
+            self._left_open += batch
         else:
             self._metrics.intents_abandoned.inc(len(batch))
             self._reached(Step.ABANDONED)
+
+    async def run(self) -> None:
+        """Close what could not be closed when it failed, until cancelled."""
+        while True:
+            await asyncio.sleep(LEFT_OPEN_S)
+            await self.close_left_open()
+
+    async def close_left_open(self) -> None:
+        """Try once to close what could not be closed when it failed."""
+        left_open, self._left_open = self._left_open, []
+        if left_open:
+            await self._abandon(left_open)
 
     async def recover(self) -> None:
         """Close what a crash left open; call before the first `issue`. Raises `StorageError`."""

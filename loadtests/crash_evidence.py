@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
-from sqlalchemy import create_engine, text
+from sqlalchemy import Connection, text
 
 from loadtests.crash_load import Journal, is_sent
 from ocsp.entry import unpack
@@ -25,6 +25,8 @@ from ocsp.lmdb_store import LmdbReader
 from ocsp.store import Status, StoredResponse, issuer_tag, response_key
 from pkix.algorithms import signature_algorithm
 from pkix.unsigned import assemble
+from server.storage.blocking import blocking
+from server.storage.place import Place
 from tests.support.dying_authority import WITNESS
 
 Rows = Sequence[Mapping[str, Any]]
@@ -33,9 +35,9 @@ Rows = Sequence[Mapping[str, Any]]
 class Evidence:
     """Looks at one home and the database behind it."""
 
-    def __init__(self, home: Path, database_url: str) -> None:
+    def __init__(self, home: Path, place: Place) -> None:
         self._home = home
-        self._url = database_url
+        self._place = place
         self._issuing = x509.load_pem_x509_certificate((home / "ca/issuing.pem").read_bytes())
 
     def after_death(self, journal: Journal) -> list[str]:
@@ -208,12 +210,10 @@ class Evidence:
         )
 
     def _query(self, sql: str) -> Rows:
-        engine = create_engine(self._url)
-        try:
-            with engine.connect() as connection:
-                return [dict(row) for row in connection.execute(text(sql)).mappings()]
-        finally:
-            engine.dispose()
+        def work(connection: Connection) -> Rows:
+            return [dict(row) for row in connection.execute(text(sql)).mappings()]
+
+        return blocking(self._place, work)
 
 
 def _verify(key: object, signature: bytes, tbs: bytes) -> None:

@@ -7,12 +7,14 @@ anything is wrong, with 2 if this machine does not let strace trace.
 """
 
 import argparse
+import itertools
 import json
 import random
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from rich.table import Table
 
 from loadtests.crash_site import CannotTrace, Crash, CrashSite, Outcome
 from server.milestones import Step
+from tests.support.postgres import postgres_server
 
 FSYNCS = 8
 _LATEST = {"issue": 12, "abandon": 3, "revoke": 6, "answer": 6, "crl": 3}
@@ -53,6 +56,18 @@ def crash_all(
         yield site.crash(crash)
 
 
+@contextmanager
+def _databases(named: str) -> Iterator[Iterator[str | None]]:
+    """Give the URL of an empty database for every run; None is the file of the home."""
+    if named == "sqlite":
+        yield itertools.repeat(None)
+    elif named == "postgresql":
+        with postgres_server() as server:
+            yield (server.url(server.empty_database()) for _ in itertools.count())
+    else:
+        yield iter([named])
+
+
 def _tell(outcomes: Sequence[Outcome], title: str, console: Console) -> None:
     table = Table(title=title)
     table.add_column("killed at", no_wrap=True)
@@ -81,6 +96,9 @@ def _arguments() -> argparse.Namespace:
         "--steps", nargs="+", default=["*"], metavar="PATTERN", help="such as 'issue.*' or 'fsync'"
     )
     parser.add_argument("--fsyncs", type=int, default=FSYNCS, help="kill as the 1st to this one is entered")
+    parser.add_argument(
+        "--database", default="sqlite", help="sqlite, postgresql (its own), or the URL of an empty one"
+    )
     parser.add_argument("--signer", choices=["software", "pkcs11"], default="pkcs11", help="default: %(default)s")
     parser.add_argument(
         "--seed", type=int, default=time.time_ns() % 1_000_000, help="of the passings (default: new)"
@@ -103,17 +121,18 @@ def main() -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=arguments.json) as bar:
         task = bar.add_task("", total=sum(map(len, runs)))
-        for crashes in runs:
-            results.append([])
-            with tempfile.TemporaryDirectory(prefix="certmill-crash-") as directory:
-                settings = {"CERTMILL_SIGNER_KIND": arguments.signer}
-                try:
-                    for outcome in crash_all(Path(directory), crashes, settings, None):
-                        results[-1].append(outcome)
-                        bar.update(task, advance=1, description=outcome.crash.name)
-                except CannotTrace as error:
-                    sys.stderr.write(f"{error}\n")
-                    sys.exit(2)
+        with _databases(arguments.database) as databases:
+            for crashes, url in zip(runs, databases, strict=False):
+                results.append([])
+                with tempfile.TemporaryDirectory(prefix="certmill-crash-") as directory:
+                    settings = {"CERTMILL_SIGNER_KIND": arguments.signer}
+                    try:
+                        for outcome in crash_all(Path(directory), crashes, settings, url):
+                            results[-1].append(outcome)
+                            bar.update(task, advance=1, description=outcome.crash.name)
+                    except CannotTrace as error:
+                        sys.stderr.write(f"{error}\n")
+                        sys.exit(2)
     sys.exit(_report(results, arguments, console))
 
 
@@ -121,6 +140,7 @@ def _report(results: Sequence[Sequence[Outcome]], arguments: argparse.Namespace,
     outcomes = [outcome for run in results for outcome in run]
     wrong = sum(len(o.wrong) for o in outcomes)
     details = {
+        "database": arguments.database,
         "seed": arguments.seed,
         "crashes": len(outcomes),
         "acknowledged": sum(o.acknowledged for o in outcomes),
@@ -135,7 +155,7 @@ def _report(results: Sequence[Sequence[Outcome]], arguments: argparse.Namespace,
         sys.stdout.write(json.dumps(details) + "\n")
     else:
         for number, run in enumerate(results, 1):
-            _tell(run, f"run {number} of {len(results)}, --seed {arguments.seed}", console)
+            _tell(run, f"{arguments.database}, run {number} of {len(results)}, --seed {arguments.seed}", console)
         console.print(f"{details['crashes']} crashes, {details['acknowledged']} certificates acknowledged")
         console.print("FAILED" if wrong else "no ghost, no loss, no double", style="bold")
     return 1 if wrong else 0

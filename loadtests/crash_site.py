@@ -11,6 +11,7 @@ from pathlib import Path
 from loadtests.crash_evidence import Evidence
 from loadtests.crash_load import Journal, Load, repeat_open_calls
 from server.milestones import Step
+from server.storage.place import PostgresPlace, SqlitePlace
 from tests.support.certmill import RunningCertmill
 from tests.support.dying_authority import NEVER
 
@@ -56,13 +57,17 @@ class CannotTrace(Exception):
 
 
 class CrashSite:
-    """One home, one database. Crashes are made one after the other; each finds what the former left."""
+    """One home, one database: that of the home, or one at a PostgreSQL's URL.
 
-    def __init__(self, directory: Path, settings: Mapping[str, str], database_url: str | None = None) -> None:
+    Crashes are made one after the other; each finds what the former left.
+    """
+
+    def __init__(self, directory: Path, settings: Mapping[str, str], url: str | None = None) -> None:
         home = directory / "home"
         self._directory = directory
-        self._running = RunningCertmill(home, {**_QUICK, **settings}, command=("server", "authority"))
-        self._url = database_url or f"sqlite:///{home / 'certmill.sqlite'}"
+        settings = {**_QUICK, **settings, **({"CERTMILL_STORAGE_DATABASE": url} if url else {})}
+        self._running = RunningCertmill(home, settings, command=("server", "authority"))
+        self._place = PostgresPlace(url=url) if url else SqlitePlace(home / "certmill.sqlite")
         self._crl_numbers: list[int] = []
         self._crashes = 0
 
@@ -118,7 +123,7 @@ class CrashSite:
             self._dead(f"fsync {nth}")
 
     def _judge(self, journal: Journal, outcome: Outcome) -> None:
-        evidence = Evidence(self._running.home, self._url)
+        evidence = Evidence(self._running.home, self._place)
         outcome.open_calls = len(journal.open_calls)
         outcome.wrong += evidence.after_death(journal)
         self._running.start()

@@ -18,7 +18,7 @@ import lmdb
 from ocsp.entry import pack, unpack
 from ocsp.errors import StoreBroken, StoreError, StoreFull
 from ocsp.generation import Generation
-from ocsp.store import IssuerTag, ResponseKey, StoredResponse, key_prefix
+from ocsp.store import IssuerTag, ResponseKey, StoredResponse, key_prefix, supersedes
 
 T = TypeVar("T")
 _ISSUER = b"\x00"
@@ -102,7 +102,7 @@ class LmdbStore:
         with self._begin() as transaction:
             for key, response in responses:
                 present = transaction.get(key)
-                if present is None or _supersedes(response, unpack(present)):
+                if present is None or supersedes(response, unpack(present)):
                     transaction.put(key, pack(response))
         self._generation.bump()
 
@@ -129,10 +129,6 @@ class LmdbStore:
         except lmdb.MapResizedError:
             self._env.set_mapsize(0)
             return self._env.begin(write=write)
-
-
-def _supersedes(new: StoredResponse, present: StoredResponse) -> bool:
-    return (new.status, new.this_update) >= (present.status, present.this_update)
 
 
 class LmdbReader:

@@ -22,7 +22,7 @@ from pkix.issuer import Issuer
 from pkix.names import SerialNumber
 from pkix.unsigned import assemble
 from server.audit.log import AuditEntry, append
-from server.clock import epoch, from_epoch
+from server.clock import APART_S, epoch, from_epoch
 from server.errors import ServerError
 from server.ground import Ground
 from server.milestones import Step
@@ -107,7 +107,7 @@ class CrlPublisher:
         latest = await self._latest()
         this_update = 0 if latest is None else latest[1]
         c = certificates.c
-        query = select(c.id).where(c.issuer == self._label, c.revoked_at >= this_update).limit(1)
+        query = select(c.id).where(c.issuer == self._label, c.revoked_at >= this_update - APART_S).limit(1)
         async with self._database.read() as connection:
             return (await connection.execute(query)).first() is not None
 
@@ -122,13 +122,15 @@ class CrlPublisher:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_S):
                     await self._requested.wait()
-            if self._database.shared:
-                due_at = await self.due_at()
+            due_at = await self.due_at()
         if self._requested.is_set():
             await asyncio.sleep(self._debounce_s)
 
     async def due_at(self) -> dt.datetime:
-        """Return when the next CRL is due: the interval after the last one, now if file or CRL is missing."""
+        """Return when the next CRL is due: the interval after the last one.
+
+        Now, if file or CRL is missing, or it was made while the clock was wrong: nobody takes a CRL of tomorrow.
+        """
         latest = await self._latest()
         published = await self._on_disk(published_number, self._path)
         if latest is not None and published < latest[0] and self._database.shared:
@@ -137,6 +139,8 @@ class CrlPublisher:
             return self._clock()  # published > latest: the database is a restored one
         number, this_update, next_update, entries = latest
         self._measure(number, next_update, entries)
+        if this_update > epoch(self._clock()) + APART_S:
+            return self._clock()
         return from_epoch(this_update) + self._interval
 
     async def _follow(self, number: int) -> int:
@@ -204,7 +208,8 @@ class CrlPublisher:
     async def _entries(self, connection: AsyncConnection) -> list[RevokedEntry]:
         """Return what is revoked; an expired certificate stays until one CRL after its expiry (BR 4.10.1)."""
         latest = await self._latest_in(connection)
-        previous = 0 if latest is None else latest[1]
+        # The latest may be of a clock that was wrong: what has not expired by now stays all the same.
+        previous = 0 if latest is None else min(latest[1], epoch(self._clock()))
         c = certificates.c
         query = (
             select(c.serial, c.revoked_at, c.reason)

@@ -13,7 +13,7 @@ from sqlalchemy import select
 
 from ocsp.errors import OcspError
 from ocsp.presigner import Presigner, SignedResponse
-from ocsp.store import ResponseStore, Status, StoredResponse
+from ocsp.store import MENDED_CLOCK_S, ResponseStore, Status, StoredResponse
 from pkix.crl import RevocationReason
 from pkix.errors import PkixError
 from pkix.names import SerialNumber, serial_hex
@@ -116,9 +116,12 @@ class StatusPublisher:
         return True
 
     async def has_live_answer(self, serial: SerialNumber, hash_name: HashName) -> bool:
-        """Say whether the store has a signed response before its nextUpdate."""
+        """Say whether the store has a signed response before its nextUpdate, and not from the future."""
         stored = await self._store.get(self.presigner.key(serial, hash_name))
-        return stored is not None and bool(stored.der) and stored.next_update > epoch(self._clock())
+        if stored is None or not stored.der:
+            return False
+        now = epoch(self._clock())
+        return stored.next_update > now and stored.this_update - now <= MENDED_CLOCK_S
 
     async def stored_der(self, serial: SerialNumber, hash_name: HashName) -> bytes:
         """Return the response in the store, which is the one that may be given out; empty if none."""

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from loadtests.crash_site import CannotTrace, Crash, CrashSite, Outcome
+from loadtests.crash_site import EIO, CannotTrace, Crash, CrashSite, Outcome
 from server.milestones import Step
 from tests.support.postgres import postgres_server
 
@@ -33,8 +33,8 @@ _AT_START = ("recover.*", "crl.*", "answer.*")
 _RESULT = Path("build/crash/crash.json")
 
 
-def plan(patterns: Sequence[str], fsyncs: int, dice: random.Random) -> Iterator[Crash]:
-    """Name every crash of one run: each step under load, what happens at a start there too, the first fsyncs."""
+def plan(patterns: Sequence[str], fsyncs: int, dice: random.Random, *, on_sqlite: bool) -> Iterator[Crash]:
+    """Name every crash of one run: each step under load, what happens at a start there too, fsyncs."""
     for step in Step:
         if not any(fnmatch(step, pattern) for pattern in patterns):
             continue
@@ -44,6 +44,10 @@ def plan(patterns: Sequence[str], fsyncs: int, dice: random.Random) -> Iterator[
             yield Crash(step=step, nth=1, at_start=True)
     if any(fnmatch("fsync", pattern) for pattern in patterns):
         yield from (Crash(step=None, nth=nth) for nth in range(1, fsyncs + 1))
+    if any(fnmatch("eio", pattern) for pattern in patterns) and on_sqlite:
+        # PostgreSQL has files of its own, and panics by itself.
+        yield from (Crash(step=None, nth=nth, fault=EIO) for nth in (1, 2, 7))
+        yield Crash(step=None, nth=1, fault=EIO, file="certmill.sqlite")  # in a checkpoint
 
 
 def crash_all(
@@ -112,10 +116,13 @@ def main() -> None:
     arguments = _arguments()
     console = Console(stderr=arguments.json)
     dice = random.Random(arguments.seed)
-    runs = [list(plan(arguments.steps, arguments.fsyncs, dice)) for _ in range(arguments.runs)]
+    on_sqlite = arguments.database == "sqlite"
+    runs = [
+        list(plan(arguments.steps, arguments.fsyncs, dice, on_sqlite=on_sqlite)) for _ in range(arguments.runs)
+    ]
     if not runs or not runs[0]:
         raise SystemExit(
-            f"--steps: nothing is called {' '.join(arguments.steps)}; steps: {', '.join(Step)}, fsync"
+            f"--steps: nothing is called {' '.join(arguments.steps)}; steps: {', '.join(Step)}, fsync, eio"
         )
     results: list[list[Outcome]] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -12,9 +12,12 @@ from loadtests.crash_evidence import Evidence
 from loadtests.crash_load import Journal, Load, repeat_open_calls
 from server.milestones import Step
 from server.storage.place import PostgresPlace, SqlitePlace
+from server.supervisor import EXIT_TEMPORARY
 from tests.support.certmill import RunningCertmill
 from tests.support.dying_authority import NEVER
 
+KILL = "signal=SIGKILL"
+EIO = "error=EIO"
 DEATH_S = 30.0
 CRL_S = 15.0
 _QUICK = {
@@ -26,17 +29,23 @@ _QUICK = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Crash:
-    """One way to die: at the `nth` passing of `step`, under load or while starting, or at an fsync."""
+    """One way to die: at the `nth` passing of `step`, under load or while starting, or at an fsync.
+
+    `fault`: strace's word for what happens at the `nth` fsync of a thread; of `file` alone, if one is named.
+    """
 
     step: Step | None
     nth: int
     at_start: bool = False
+    fault: str = KILL
+    file: str | None = None
 
     @property
     def name(self) -> str:
         """Say it in a table."""
         if self.step is None:
-            return f"fsync {self.nth}"
+            what = "fsync" if self.fault == KILL else self.fault
+            return f"{what} {self.nth}{f' of {self.file}' if self.file else ''}"
         return f"{self.step}{' at start' if self.at_start else ''}"
 
 
@@ -98,7 +107,7 @@ class CrashSite:
 
     def _die(self, crash: Crash, journal: Journal) -> None:
         if crash.step is None:
-            self._die_at_fsync(crash.nth, journal)
+            self._die_at_fsync(crash, journal)
         elif crash.at_start:
             self._die_under_load([Step.REVOKED_DURABLE, "2"], journal)
             self._running.launch(*_dying(crash.step, str(crash.nth), "--from-start"))
@@ -112,15 +121,14 @@ class CrashSite:
             with Load(self._running, journal):
                 self._dead(death[0])
 
-    def _die_at_fsync(self, nth: int, journal: Journal) -> None:
+    def _die_at_fsync(self, crash: Crash, journal: Journal) -> None:
         self._running.launch(*_dying(NEVER, "1"))
         assert self._ready(), "it died before it was ready, and nobody had asked for that"
         assert self._running.process is not None
-        with (
-            strace(self._running.process.pid, f"inject=fsync,fdatasync:signal=SIGKILL:when={nth}"),
-            Load(self._running, journal),
-        ):
-            self._dead(f"fsync {nth}")
+        path = None if crash.file is None else self._running.home / crash.file
+        injection = f"inject=fsync,fdatasync:{crash.fault}:when={crash.nth}"
+        with strace(self._running.process.pid, injection, path), Load(self._running, journal):
+            self._dead(crash.name, -signal.SIGKILL if crash.fault == KILL else EXIT_TEMPORARY)
 
     def _judge(self, journal: Journal, outcome: Outcome) -> None:
         evidence = Evidence(self._running.home, self._place)
@@ -152,13 +160,13 @@ class CrashSite:
             return False
         return True
 
-    def _dead(self, where: str) -> None:
+    def _dead(self, where: str, expected: int = -signal.SIGKILL) -> None:
         assert self._running.process is not None
         try:
             code = self._running.process.wait(DEATH_S)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"{where} was not passed within {DEATH_S:g} s") from None
-        assert code == -signal.SIGKILL, f"it ended with {code} and not by SIGKILL:\n{self._said()[-3000:]}"
+        assert code == expected, f"it ended with {code}, not {expected}:\n{self._said()[-3000:]}"
 
     def _end(self) -> None:
         code = self._running.stop()
@@ -183,10 +191,12 @@ def _dying(*arguments: str) -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def strace(pid: int, injection: str) -> Iterator[None]:
-    """Trace a process and its threads while inside; raises `CannotTrace`."""
+def strace(pid: int, injection: str, path: Path | None = None) -> Iterator[None]:
+    """Trace a process and its threads while inside, calls for `path` alone if given; raises `CannotTrace`."""
     calls = injection.removeprefix("inject=").partition(":")[0]
     command = ["strace", "-f", "-o", "/dev/null", "-e", f"trace={calls}", "-e", injection, "-p", str(pid)]
+    if path is not None:
+        command += ["-P", str(path)]
     try:
         tracer = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     except FileNotFoundError:
@@ -194,6 +204,8 @@ def strace(pid: int, injection: str) -> Iterator[None]:
     try:
         assert tracer.stderr is not None
         first = tracer.stderr.readline()
+        while "Requested path" in first:  # a symlink is resolved
+            first = tracer.stderr.readline()
         if "attached" not in first:
             raise CannotTrace(f"strace may not trace here (ptrace is not permitted?): {first.strip()}")
         yield

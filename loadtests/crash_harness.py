@@ -75,7 +75,7 @@ def _databases(named: str) -> Iterator[Iterator[str | None]]:
 def _tell(outcomes: Sequence[Outcome], title: str, console: Console) -> None:
     table = Table(title=title)
     table.add_column("killed at", no_wrap=True)
-    for name in ("nth", "acknowledged", "revoked", "repeated", "wrong", "s"):
+    for name in ("nth", "issued", "revoked", "again", "wrong", "s"):
         table.add_column(name, justify="right")
     for o in outcomes:
         table.add_row(

@@ -26,9 +26,11 @@ class StorageWatch:
         self._touch_store = touch_store
         self._database = ground.database
         self._clock = ground.clock
-        self._metrics = ground.metrics
         self._logger = ground.logger
         self._told: list[str] = []
+        up = ground.metrics.storage_up
+        up.labels("database").set_function(lambda: self._database.trouble is None)
+        up.labels("responses").set_function(lambda: self._store.trouble is None)
 
     def reasons(self) -> list[str]:
         """Say why certificates cannot be issued now; empty if that is not storage's fault."""
@@ -58,8 +60,6 @@ class StorageWatch:
         except (ServerError, OcspError):
             pass  # it is still so, and `reasons` says it
         reasons = self.reasons()
-        self._metrics.storage_up.labels("database").set(self._database.trouble is None)
-        self._metrics.storage_up.labels("responses").set(self._store.trouble is None)
         if reasons != self._told:
             if reasons:
                 self._logger.error("storage is in trouble, nothing can be issued", reasons=reasons)

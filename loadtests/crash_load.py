@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ LOST = (OSError, http.client.HTTPException, ValueError)
 REPEAT_S = 30.0
 _PATIENCE_S = 20.0
 _UNSENT = "no-key-"
+_REPEATERS = 4
+_REFUSED_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +182,9 @@ class Load:
                 key = ("" if secrets.randbelow(5) else _UNSENT) + secrets.token_hex(8)
                 self._journal.asks(key, make_csr(f"{key}.example.gov"))
                 issued = caller.issue(key)
-                if issued is not None and secrets.randbelow(3) == 0:
+                if issued is None:
+                    self._stop.wait(_REFUSED_S)
+                elif secrets.randbelow(3) == 0:
                     caller.revoke(issued.serial)
         except LOST:
             return
@@ -190,18 +195,26 @@ class Load:
 def repeat_open_calls(running: RunningCertmill, journal: Journal) -> None:
     """Ask again for everything without an answer, and for some that has one; notes what stays refused."""
     deadline = time.monotonic() + REPEAT_S
-    caller = Caller(running, running.tls(), journal)
-    try:
-        for key in journal.open_calls:
-            _until(deadline, lambda key=key: caller.issue(key) is not None)  # type: ignore[misc]
-        for serial in journal.open_revocations:
-            _until(deadline, lambda serial=serial: caller.revoke(serial))  # type: ignore[misc]
-        for key in filter(is_sent, list(journal.issued)[-5:]):
-            caller.issue(key)  # the journal compares
-    except LOST as error:
-        journal.wrong.append(f"a repeated call was not answered: {error!r}")
-    finally:
-        caller.close()
+    context = running.tls()
+    calls, revocations = journal.open_calls, journal.open_revocations
+    known = list(filter(is_sent, list(journal.issued)[-5:]))
+
+    def repeat(first: int) -> None:
+        caller = Caller(running, context, journal)
+        try:
+            for key in calls[first::_REPEATERS]:
+                _until(deadline, lambda key=key: caller.issue(key) is not None)  # type: ignore[misc]
+            for serial in revocations[first::_REPEATERS]:
+                _until(deadline, lambda serial=serial: caller.revoke(serial))  # type: ignore[misc]
+            for key in known[first::_REPEATERS]:
+                caller.issue(key)  # the journal compares
+        except LOST as error:
+            journal.wrong.append(f"a repeated call was not answered: {error!r}")
+        finally:
+            caller.close()
+
+    with ThreadPoolExecutor(_REPEATERS) as repeaters:
+        list(repeaters.map(repeat, range(_REPEATERS)))
     journal.wrong += [f"{key} was refused for {REPEAT_S:g} s" for key in journal.open_calls]
     journal.wrong += [f"the revocation of {serial} was refused" for serial in journal.open_revocations]
 

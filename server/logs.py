@@ -37,7 +37,8 @@ def make_logger(settings: LogSection, *, process: str) -> FilteringBoundLogger:
 class LossyStream:
     """A stream whose errors cost lines of the log and nothing else.
 
-    The audit log is in the database, not here. A disk that is full under the log must not fail a request, or end a loop that wants to say what is wrong.
+    The audit log is in the database, not here. A disk that is full under the log must not fail a request, or end a
+    loop that wants to say what is wrong.
     """
 
     def __init__(self, stream: TextIO) -> None:

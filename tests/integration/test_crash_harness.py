@@ -1,8 +1,8 @@
-"""Some of `make crash`: one step of each kind, one start, one fsync. It also has to notice what is wrong."""
+"""Some of `make crash`: one step of each kind, one start, an fsync that kills and two that fail."""
 
 import pytest
 
-from loadtests.crash_site import Crash, CrashSite
+from loadtests.crash_site import EIO, Crash, CrashSite
 from server.milestones import Step
 
 pytestmark = pytest.mark.usefixtures("unmeasured")
@@ -13,6 +13,8 @@ CRASHES = [
     Crash(step=Step.GOOD_WITHDRAWN, nth=2),
     Crash(step=Step.RECOVERY_BEFORE_COMMIT, nth=1, at_start=True),
     Crash(step=None, nth=3),
+    Crash(step=None, nth=4, fault=EIO),
+    Crash(step=None, nth=1, fault=EIO, file="certmill.sqlite"),  # in a checkpoint
 ]
 
 

@@ -12,13 +12,16 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import lmdb
 import pytest
 from cryptography import x509
 from cryptography.x509 import ocsp
 
 from loadtests.crash_evidence import Evidence
 from loadtests.crash_load import Journal, Load, repeat_open_calls
-from loadtests.crash_site import EIO, Crash, CrashSite, strace
+from loadtests.crash_site import strace
+from ocsp.errors import OcspError, StoreBroken
+from ocsp.lmdb_store import LmdbStore
 from server.app import Parts
 from server.errors import DiskFailed, StorageError
 from server.issuance.order import IssuedCertificate, Order
@@ -29,7 +32,7 @@ from tests.support.authority import MovableClock, Prepared, Table, authority, or
 from tests.support.ca import make_csr
 from tests.support.certmill import RunningCertmill, certmill
 from tests.support.ocsp_client import ask, ocsp_request_der
-from tests.support.postgres import PostgresServer, postgres_server
+from tests.support.postgres import postgres_server
 
 CALLS = 4
 INTENT, ISSUED = "certificate.intent", "certificate.issued"
@@ -172,20 +175,30 @@ async def test_after_an_io_error_nothing_more_is_written_and_the_process_is_told
         await parts.storage.run()
 
 
-@pytest.mark.usefixtures("unmeasured")
-@pytest.mark.parametrize(
-    "crash",
-    [Crash(step=None, nth=4, fault=EIO), Crash(step=None, nth=1, fault=EIO, file="certmill.sqlite")],
-    ids=lambda crash: crash.name,
-)
-def test_an_fsync_that_fails_ends_the_process_and_nothing_acknowledged_is_lost(
-    tmp_path: Path, crash: Crash
+async def test_a_response_store_in_trouble_is_told_and_tried_again(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    site = CrashSite(tmp_path, {"CERTMILL_SIGNER_KIND": "software"})
-    site.prepare()
-    outcome = site.crash(crash)
-    assert outcome.wrong == []
-    assert outcome.acknowledged > 0
+    store = parts.reconciler.store
+    assert isinstance(store, LmdbStore)
+
+    def refuse(error: lmdb.Error) -> Callable[..., None]:
+        def work(*_arguments: object) -> None:
+            raise error
+
+        return work
+
+    with monkeypatch.context() as patch:
+        for work in ("_publish", "_put"):
+            patch.setattr(store, work, refuse(lmdb.DiskError("No space left on device")))
+        with pytest.raises(OcspError):
+            await parts.issuance.issue(order())
+        await parts.storage.look()
+        assert parts.storage.reasons() == ["the OCSP response store does not work: No space left on device"]
+        patch.setattr(store, "_put", refuse(lmdb.PanicError("stopped")))
+        with pytest.raises(StoreBroken):
+            await parts.storage.look()
+    await parts.storage.look()
+    assert parts.storage.reasons() == []
 
 
 def test_a_start_ends_when_the_log_cannot_be_settled(tmp_path: Path) -> None:
@@ -289,40 +302,28 @@ def test_a_full_disk_refuses_clearly_and_works_again_when_there_is_room(disk: Sm
         journal.close()
 
 
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[PostgresServer]:
-    with postgres_server() as server:
-        yield server
-
-
 @pytest.mark.usefixtures("unmeasured")
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGQUIT], ids=["fast", "immediate"])
-def test_a_postgresql_restarted_under_load_loses_nothing(
-    postgres: PostgresServer, tmp_path: Path, how: signal.Signals
-) -> None:
-    url = postgres.url(postgres.empty_database())
-    settings = {
-        "CERTMILL_SIGNER_KIND": "software",
-        "CERTMILL_STORAGE_DATABASE": url,
-        "CERTMILL_LOG_FORMAT": "json",
-    }
-    server = RunningCertmill(tmp_path / "home", settings, command=("server", "authority"))
+def test_a_postgresql_restarted_under_load_loses_nothing(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal")
-    server.start()
-    try:
-        with Load(server, journal):
-            until(lambda: len(journal.issued) > 20)
-            postgres.stop(how)
-            until(lambda: journal.refused["503 /docs#storage"] >= 5)
-            until(lambda: server.admin("/readyz").status == 503)
-            postgres.start()
-            before = len(journal.issued)
-            until(lambda: len(journal.issued) > before + 20)
-        until(lambda: server.admin("/readyz").status == 200)
-        repeat_open_calls(server, journal)
-        wrong = Evidence(server.home, PostgresPlace(url=url)).after_recovery(journal)
-        assert wrong == []
-        assert "Traceback" not in server.log.read_text()
-    finally:
-        assert server.stop() == 0
-        journal.close()
+    with postgres_server() as postgres:
+        url = postgres.url(postgres.empty_database())
+        settings = {"CERTMILL_SIGNER_KIND": "software", "CERTMILL_STORAGE_DATABASE": url}
+        server = RunningCertmill(tmp_path / "home", settings, command=("server", "authority"))
+        server.start()
+        try:
+            with Load(server, journal):
+                until(lambda: len(journal.issued) > 20)
+                for how in (signal.SIGINT, signal.SIGQUIT):  # fast, and as if it had crashed
+                    refused, before = journal.refused["503 /docs#storage"], len(journal.issued)
+                    postgres.stop(how)
+                    until(lambda refused=refused: journal.refused["503 /docs#storage"] >= refused + 5)  # type: ignore[misc]
+                    until(lambda: server.admin("/readyz").status == 503)
+                    postgres.start()
+                    until(lambda before=before: len(journal.issued) > before + 20)  # type: ignore[misc]
+            until(lambda: server.admin("/readyz").status == 200)
+            repeat_open_calls(server, journal)
+            assert Evidence(server.home, PostgresPlace(url=url)).after_recovery(journal) == []
+            assert "Traceback" not in server.log.read_text()
+        finally:
+            assert server.stop() == 0
+            journal.close()

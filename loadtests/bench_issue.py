@@ -129,9 +129,7 @@ def main() -> None:
     found = asyncio.run(_run(scenarios, arguments))
     made = ratios(found)
     details = {
-        "per_s": {
-            name: {"raw": r.raw, "bare": r.bare, "bulk": r.bulk, "single": r.single} for name, r in found.items()
-        },
+        "per_s": {name: asdict(rates) for name, rates in found.items()},
         "ratio": made,
         "at_least": AT_LEAST,
     }

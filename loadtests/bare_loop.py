@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from pkix.issuer import Issuer
 
@@ -77,11 +78,11 @@ class BareLoop:
             .subject_name(csr.subject)
             .not_valid_before(now)
             .not_valid_after(now + dt.timedelta(days=200))
-            .public_key(public_key)  # type: ignore[arg-type]
+            .public_key(public_key)
             .add_extension(usage, critical=True)
-            .add_extension(x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
             .add_extension(issuer.authority_key_identifier, critical=False)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)  # type: ignore[arg-type]
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
             .add_extension(issuer.authority_information_access, critical=False)
             .add_extension(issuer.crl_distribution_points, critical=False)
             .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)

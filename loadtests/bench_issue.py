@@ -11,7 +11,7 @@ import asyncio
 import json
 import statistics
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -91,8 +91,8 @@ def _pairs(left: list[float], right: list[float]) -> list[tuple[float, float]]:
     return list(zip(left, right, strict=True))
 
 
-def _median(values: object) -> float:
-    return round(statistics.median(values), 3)  # type: ignore[call-overload, no-any-return]
+def _median(values: Iterable[float]) -> float:
+    return round(statistics.median(values), 3)
 
 
 def _show(found: dict[str, Rates]) -> None:

@@ -32,7 +32,7 @@ def presigner(pool: TestCa, responder: TestCa) -> Presigner:
     issuer = responder.issuer
     return Presigner(
         pool=PoolOf(pool),  # type: ignore[arg-type]
-        responder=Responder.of(issuer.certificate, {name: issuer.hashes(name) for name in ("sha1", "sha256")}),  # type: ignore[misc]
+        responder=Responder.of(issuer.certificate, {name: issuer.hashes(name) for name in ("sha1", "sha256")}),
         key_label="ocsp",
         issuer_tag=IssuerTag(bytes(16)),
         validity=dt.timedelta(days=4),

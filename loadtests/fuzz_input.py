@@ -8,8 +8,8 @@ printed with the body that caused it.
 import argparse
 import asyncio
 import collections
+import contextlib
 import json
-import ssl
 import sys
 import tempfile
 from dataclasses import dataclass, field
@@ -71,29 +71,32 @@ class Fuzz:
             await asyncio.sleep(0.5)
 
     async def _call(self, progress: Progress, task: TaskID) -> None:
-        context: ssl.SSLContext = self._running.tls()
-        streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        """Send cases over one connection after the other until none are left."""
+        context = self._running.tls()
         while self._left > 0:
-            self._left -= 1
-            case = self._cases.next()
+            reader, writer = await asyncio.open_connection("127.0.0.1", self._running.api_port, ssl=context)
             try:
-                if streams is None:
-                    streams = await asyncio.open_connection("127.0.0.1", self._running.api_port, ssl=context)
-                async with asyncio.timeout(_DEADLINE_S):
-                    status, body, goes_on = await _ask(*streams, case)
-            except (OSError, asyncio.IncompleteReadError, TimeoutError) as error:
-                self.findings.wrong.append(f"no answer to {case.kind}: {error!r} {case.body[:300]!r}")
-                streams = None
-                continue
-            self.findings.answers[case.kind, status] += 1
-            if status >= _SERVER_FAULT:
-                self.findings.wrong.append(
-                    f"{status} for {case.kind} {case.path}: {body[:300]!r} of {case.body!r}"
-                )
-            if not goes_on:
-                streams[1].close()
-                streams = None
-            progress.advance(task)
+                while self._left > 0 and await self._try(reader, writer):
+                    progress.advance(task)
+            finally:
+                writer.close()
+                with contextlib.suppress(OSError):
+                    await writer.wait_closed()
+
+    async def _try(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """Send one case and judge the answer; tell whether the connection goes on."""
+        self._left -= 1
+        case = self._cases.next()
+        try:
+            async with asyncio.timeout(_DEADLINE_S):
+                status, body, goes_on = await _ask(reader, writer, case)
+        except (OSError, asyncio.IncompleteReadError, TimeoutError) as error:
+            self.findings.wrong.append(f"no answer to {case.kind}: {error!r} {case.body[:300]!r}")
+            return False
+        self.findings.answers[case.kind, status] += 1
+        if status >= _SERVER_FAULT:
+            self.findings.wrong.append(f"{status} for {case.kind}: {body[:300]!r} of {case.body!r}")
+        return goes_on
 
 
 async def _ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, case: Case) -> tuple[int, bytes, bool]:

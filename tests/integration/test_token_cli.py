@@ -310,6 +310,7 @@ def test_signature_that_does_not_come_is_told(
     )
 
 
+@pytest.mark.alone
 def test_benchmark_measures_what_was_asked_for(site: Site, faulty: Path) -> None:
     faults = Faults(site.directory)
     faults.sign_latency_us(2000)

@@ -4,10 +4,15 @@ from collections.abc import Generator, Iterator
 
 import pytest
 from blockbuster import BlockBuster
+from hypothesis import HealthCheck, settings
 
 from tests.support.alone import Turns
 
 TURNS = pytest.StashKey[Turns]()
+
+# An example that takes long says that the machine is busy, and nothing about what is tested.
+settings.register_profile("busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy machine")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

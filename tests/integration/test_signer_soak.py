@@ -6,8 +6,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.support.tokens import SECRETS
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +31,6 @@ def soak(*command: str) -> tuple[int, dict[str, Any]]:
     return done.returncode, json.loads(done.stdout)
 
 
-@pytest.mark.alone
 def test_fifteen_seconds_of_faults_leave_no_trace() -> None:
     status, told = soak("-m", "loadtests.soak_signer", "--seconds", "15", "--json")
     assert told["violations"] == [], told

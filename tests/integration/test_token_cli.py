@@ -35,17 +35,6 @@ from tests.unit.signer_pool.lanes import MODULE, PIN
 
 
 @pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Site:
-    """Two tokens with the same three keys, and CA certificates for them."""
-    return Site.make(tmp_path_factory.mktemp("site") / "original")
-
-
-@pytest.fixture
-def site(original: Site, tmp_path: Path) -> Site:
-    return original.copy(tmp_path / "site")
-
-
-@pytest.fixture(scope="module")
 def faulty() -> Path:
     return build()
 

@@ -28,6 +28,8 @@ class ProfileRegistry:
         found = next((profile for profile in BUILT_IN.values() if profile.identity == identity), None)
         if found is None:
             raise InvalidRequest(
-                f"there is no profile version {identity[:80]!r}", field="profile", remedy="see: certmill profile list"
+                f"there is no profile version {identity[:80]!r}",
+                field="profile",
+                remedy="see: certmill profile list",
             )
         return found

@@ -83,7 +83,7 @@ class BareLoop:
             .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
             .add_extension(issuer.authority_key_identifier, critical=False)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
-            .add_extension(issuer.authority_information_access, critical=False)
+            .add_extension(issuer.access[frozenset({"ocsp", "issuers"})], critical=False)
             .add_extension(issuer.crl_distribution_points, critical=False)
             .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
             .sign(self._key, hashes.SHA256())

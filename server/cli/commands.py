@@ -7,6 +7,7 @@ import typer
 
 from server import __version__
 from server.cli.client import app as client_app
+from server.cli.profile import app as profile_app
 from server.cli.token import app as token_app
 
 Supervised = Annotated[
@@ -21,6 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # its tracebacks print local variables, which may be secrets
 )
 app.add_typer(client_app, name="client")
+app.add_typer(profile_app, name="profile")
 app.add_typer(token_app, name="token")
 
 

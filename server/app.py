@@ -7,6 +7,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from random import SystemRandom
 
 from cryptography import x509
 from prometheus_client import CollectorRegistry
@@ -28,6 +29,10 @@ from server.keys.certified import expected_keys, responder_certified
 from server.keys.hierarchy import ISSUING, OCSP, ROOT, Hierarchy, HierarchyBuilder
 from server.keys.own_certificates import OwnCertificates
 from server.keys.refused_pins import RefusedPins
+from server.linting.exceptions import documented_exceptions
+from server.linting.linter import CertificateLinter
+from server.linting.pool import LintPool
+from server.linting.shapes import KnownShapes
 from server.metrics import AuthorityMetrics
 from server.revocation.crl_publisher import CrlPublisher
 from server.revocation.service import RevocationService
@@ -87,6 +92,8 @@ async def open_parts(
     metrics = AuthorityMetrics(registry)
     async with AsyncExitStack() as stack:
         stack.enter_context(exclusive(home))
+        # First, so that its processes load while everything else opens.
+        lint_pool = await stack.enter_async_context(LintPool(config.lint, metrics=metrics, logger=logger))
         files = await stack.enter_async_context(_thread("files"))
         pool = await stack.enter_async_context(
             _signer_pool(config, lanes, home=home, files=files, registry=registry, logger=logger)
@@ -121,6 +128,7 @@ async def open_parts(
                 publisher=publisher,
                 settings=config.issuance,
                 weights=config.weights,
+                linter=await _linter(config, lint_pool, ground),
                 ground=ground,
             )
         )
@@ -179,6 +187,23 @@ async def open_parts(
         )
         await _recover(parts, store, tag)
         yield parts
+
+
+async def _linter(config: Config, pool: LintPool, ground: Ground) -> CertificateLinter:
+    exceptions = documented_exceptions()
+    shapes = KnownShapes(
+        ground.database, exceptions, clock=ground.clock, metrics=ground.metrics, logger=ground.logger
+    )
+    await shapes.recall()
+    return CertificateLinter(
+        pool,
+        shapes,
+        exceptions,
+        sample=config.lint.sample,
+        chance=SystemRandom().random,  # nobody can foretell what is sampled
+        metrics=ground.metrics,
+        logger=ground.logger,
+    )
 
 
 @asynccontextmanager

@@ -10,10 +10,10 @@ import datetime as dt
 from collections.abc import Mapping, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from ocsp.presigner import SignedResponse
-from pkix.certificate import assemble_certificate, choose_validity, prepare_certificate
+from pkix.certificate import PreparedCertificate, assemble_certificate, choose_validity, prepare_certificate
 from pkix.csr import parse_csr
 from pkix.issuer import Issuer
 from pkix.lint import check_released, lint_certificate
@@ -34,6 +34,14 @@ from signer_pool.errors import PoolFull
 from signer_pool.pool import Priority, SignerPool
 
 
+class Linter(Protocol):
+    """Another opinion on a certificate that is about to be signed."""
+
+    async def check(self, prepared: PreparedCertificate, issuer: Issuer, *, bulk: bool = False) -> None:
+        """Return if it may be signed; raises `LintError`, `LintUnavailable`."""
+        ...
+
+
 class IssuanceService:
     """Issues certificates under one CA. An async context manager: leaving it drains the batches."""
 
@@ -47,12 +55,14 @@ class IssuanceService:
         publisher: StatusPublisher,
         settings: IssuanceSection,
         weights: Mapping[str, int],
+        linter: Linter,
         ground: Ground,
     ) -> None:
         self._issuer = issuer
         self._key_label = key_label
         self._pool = pool
         self._publisher = publisher
+        self._linter = linter
         self._backdate = dt.timedelta(seconds=settings.backdate_s)
         self._sign_deadline_s = settings.sign_deadline_s
         self._clock = ground.clock
@@ -109,6 +119,7 @@ class IssuanceService:
             names=names,
         )
         lint_certificate(certificate, self._issuer, now=now)
+        await self._linter.check(certificate, self._issuer, bulk=order.row is not None)
         return PreparedOrder(order=order, certificate=certificate, csr_der=request.der)
 
     async def _issue_new(self, order: Order) -> IssuedCertificate:

@@ -41,6 +41,7 @@ class Profile:
     subject_required: bool
     internal: bool = False
     ocsp_nocheck: bool = False
+    family: Literal["private", "public"] = "private"
     lint: Literal["every", "shape"] = "shape"
     linter: Literal["none", "pkix", "cabf-tls", "cabf-smime", "etsi"] = "pkix"
 

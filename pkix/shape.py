@@ -22,6 +22,7 @@ RULES_CHANGE_AT: tuple[dt.datetime, ...] = tuple(
     for year, month, day in (
         (2023, 9, 15),
         (2024, 3, 15),
+        (2024, 5, 6),
         (2025, 3, 15),
         (2025, 7, 15),
         (2025, 9, 15),
@@ -35,7 +36,10 @@ RULES_CHANGE_AT: tuple[dt.datetime, ...] = tuple(
 """Since when a rule of the CA/Browser Forum holds or ends; a certificate's notBefore decides about it."""
 
 _RULES_CHANGE_AT = [moment.strftime("%Y%m%d%H%M%S") for moment in RULES_CHANGE_AT]
-LIFETIMES_DAYS: tuple[int, ...] = (7, 10, 46, 47, 99, 100, 199, 200, 365, 366, 397, 398, 730, 825, 1095, 1185)
+LIFETIMES_DAYS: tuple[int, ...] = (
+    *(7, 10, 46, 47, 99, 100, 199, 200, 365, 366, 397, 398, 730),
+    *(824, 825, 1095, 1184, 1185, 2922, 9132),
+)
 """Limits of lifetimes in the rules; a shape says on which side of each a lifetime lies, to the second."""
 _LIFETIMES_S = sorted(days * 86400 + second for days in LIFETIMES_DAYS for second in (-2, -1, 0, 1))
 # RFC 5280 Appendix A.1 and X.520 upper bounds, in characters; and for octets the same.

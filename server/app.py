@@ -7,6 +7,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version as package_version
 from random import SystemRandom
 
 from cryptography import x509
@@ -19,6 +20,7 @@ from ocsp.store import IssuerTag, issuer_tag
 from pkix.issuer import Issuer
 from pkix.names import SerialNumber
 from pkix.ocsp_response import Responder
+from pkix.weak_keys import load_known_primes
 from server.auth.clients import ClientRegistry
 from server.clock import Clock, epoch
 from server.config import Config
@@ -106,6 +108,7 @@ async def open_parts(
         builder = HierarchyBuilder(config=config, pool=pool, database=database, clock=clock)
         hierarchy = await builder.ensure()
         await asyncio.get_running_loop().run_in_executor(files, _publish_ca_certificates, home, hierarchy)
+        await asyncio.get_running_loop().run_in_executor(files, load_known_primes)
         tag = issuer_tag(hierarchy.issuing.certificate_der)
         presigner = await _presigner(
             config=config,
@@ -128,7 +131,7 @@ async def open_parts(
                 publisher=publisher,
                 settings=config.issuance,
                 weights=config.weights,
-                linter=await _linter(config, lint_pool, ground),
+                linter=await _linter(config, lint_pool, files, ground),
                 ground=ground,
             )
         )
@@ -189,10 +192,16 @@ async def open_parts(
         yield parts
 
 
-async def _linter(config: Config, pool: LintPool, ground: Ground) -> CertificateLinter:
-    exceptions = documented_exceptions()
+async def _linter(config: Config, pool: LintPool, files: Executor, ground: Ground) -> CertificateLinter:
+    loop = asyncio.get_running_loop()
+    exceptions = await loop.run_in_executor(files, documented_exceptions)
     shapes = KnownShapes(
-        ground.database, exceptions, clock=ground.clock, metrics=ground.metrics, logger=ground.logger
+        ground.database,
+        exceptions,
+        version=await loop.run_in_executor(files, package_version, "pkilint"),
+        clock=ground.clock,
+        metrics=ground.metrics,
+        logger=ground.logger,
     )
     await shapes.recall()
     return CertificateLinter(

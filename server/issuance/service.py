@@ -24,6 +24,7 @@ from server.config import IssuanceSection
 from server.errors import Overloaded, ServerError
 from server.ground import Ground
 from server.issuance.idempotency import IdempotencyKeys
+from server.issuance.key_checks import WeakKeys
 from server.issuance.order import IssuedCertificate, Order, PreparedOrder
 from server.issuance.records import Finished, IssuanceRecords
 from server.issuance.serial import new_serial
@@ -68,6 +69,7 @@ class IssuanceService:
         self._clock = ground.clock
         self._metrics = ground.metrics
         self._logger = ground.logger
+        self._weak_keys = WeakKeys()
         self._records = IssuanceRecords(ground.database, issuer_label)
         self._keys = IdempotencyKeys(self._records, ground.metrics, ground.clock)
         make = partial(
@@ -103,6 +105,7 @@ class IssuanceService:
         now = self._clock()
         # Step 2: parse the request, verify proof of possession, check the key.
         request = parse_csr(order.csr)
+        self._weak_keys.check(request)
         names = select_names(request, order.profile)
         order.client.require_names([*names.dns_names, *map(str, names.ip_addresses)])
         # Step 3: prepare the certificate under the frozen profile version and lint it.
@@ -131,11 +134,16 @@ class IssuanceService:
             raise Overloaded("too many requests are waiting to be issued") from error
         return await waiting
 
-    async def _issue_batch(self, batch: Sequence[PreparedOrder], *, priority: Priority) -> list[IssuedCertificate]:
-        self._metrics.issuance_batch_size.observe(len(batch))
+    async def _issue_batch(
+        self, orders: Sequence[PreparedOrder], *, priority: Priority
+    ) -> Sequence[IssuedCertificate | Exception]:
+        self._metrics.issuance_batch_size.observe(len(orders))
         with self._metrics.issuance_batch_seconds.time():
             # Step 4: one transaction; from here on the serials exist, whatever happens.
-            await self._records.record_intents(batch, epoch(self._clock()))
+            refused = await self._records.record_intents(orders, epoch(self._clock()))
+            batch = [p for p, error in zip(orders, refused, strict=True) if error is None]
+            if not batch:
+                return [error for error in refused if error is not None]
             try:
                 # Step 5: sign the certificates, then their OCSP responses.
                 due = asyncio.get_running_loop().time() + self._sign_deadline_s
@@ -161,7 +169,8 @@ class IssuanceService:
             await self._publisher.publish(responses)
         for p in batch:
             self._metrics.certificates_issued.labels(p.certificate.profile.identity).inc()
-        return [_issued(f) for f in finished]
+        issued = iter([_issued(f) for f in finished])
+        return [next(issued) if error is None else error for error in refused]
 
     async def _sign_responses(self, batch: Sequence[PreparedOrder], deadline_s: float) -> list[SignedResponse]:
         presigner = self._publisher.presigner

@@ -4,8 +4,6 @@ A shape is doubtful for good once any certificate of it has had a finding: its v
 them is linted. Both hold for one profile version, one linter and its version, and one table of exceptions.
 """
 
-from importlib.metadata import version
-
 from sqlalchemy import delete, insert, select
 from structlog.typing import FilteringBoundLogger
 
@@ -26,20 +24,21 @@ ShapeKey = tuple[str, str, bytes]
 
 
 class KnownShapes:
-    """The shapes that were linted. `recall` before the first use."""
+    """The shapes that were linted, by `version` of pkilint. `recall` before the first use."""
 
     def __init__(
         self,
         database: Database,
         exceptions: Exceptions,
         *,
+        version: str,
         clock: Clock,
         metrics: AuthorityMetrics,
         logger: FilteringBoundLogger,
         limit: int = MAX_SHAPES,
     ) -> None:
         self._database = database
-        self._suffix = f" {version('pkilint')} {exceptions.digest} {SHAPE_VERSION}"
+        self._suffix = f" {version} {exceptions.digest} {SHAPE_VERSION}"
         self._clock = clock
         self._logger = logger
         self._limit = limit

@@ -89,7 +89,7 @@ async def _tls(parts: Parts) -> ssl.SSLContext:
 
 async def _listen(stack: AsyncExitStack, parts: Parts, tls: ssl.SSLContext, loops: "Background") -> None:
     listen = parts.config.listen
-    docs = DocsApi(version=__version__)
+    docs = DocsApi(version=__version__, profiles=parts.profiles.offered)
 
     def around(listener: str) -> Any:  # noqa: ANN401 - aiohttp's middleware type
         return observe(listener, deadline_s=listen.request_deadline_s, metrics=parts.metrics, logger=parts.logger)
@@ -101,6 +101,7 @@ async def _listen(stack: AsyncExitStack, parts: Parts, tls: ssl.SSLContext, loop
         issuer=parts.hierarchy.issuing,
         registry=parts.clients,
         issuance=parts.issuance,
+        profiles=parts.profiles,
         revocation=parts.revocation,
         catalogue=Catalogue(parts.database, ISSUING),
         clock=parts.clock,

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from sqlalchemy import func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from pkix.profile import OFFERED
 from server.audit.log import AuditEntry, append
 from server.auth.clients import ANY, CERTMILL
 from server.clock import Clock, epoch
@@ -36,13 +35,15 @@ class ClientRecord:
 class ClientDirectory:
     """Reads and changes the clients; `operator` is who does it, for the audit log.
 
+    `profiles` are those that clients may use.
     The authority takes notice of a change within a second, also on open connections.
     """
 
-    def __init__(self, database: Database, clock: Clock, *, operator: str) -> None:
+    def __init__(self, database: Database, clock: Clock, *, operator: str, profiles: Sequence[str]) -> None:
         self._database = database
         self._clock = clock
         self._operator = operator
+        self._offered = [ANY, *profiles]
 
     async def records(self) -> list[ClientRecord]:
         """Return all clients, by name; raises `StorageError`."""
@@ -77,7 +78,7 @@ class ClientDirectory:
                 field="NAME",
                 remedy="use 1 to 64 of a-z, 0-9, dot, underscore and hyphen; certmill itself is taken",
             )
-        allowed = {"profiles": _profiles(profiles), "names": _names(names)}
+        allowed = {"profiles": _profiles(profiles, self._offered), "names": _names(names)}
         async with self._database.write() as connection:
             if await _find(connection, name) is not None:
                 raise Conflict(
@@ -94,7 +95,7 @@ class ClientDirectory:
         """Replace what a client may ask for; None leaves it. Raises as `add` does, and `NotFound`."""
         changes: dict[str, object] = {}
         if profiles is not None:
-            changes["profiles"] = _profiles(profiles)
+            changes["profiles"] = _profiles(profiles, self._offered)
         if names is not None:
             changes["names"] = _names(names)
         if not changes:
@@ -150,8 +151,7 @@ async def _require_free(connection: AsyncConnection, spki_sha256: bytes, *, but:
         )
 
 
-def _profiles(profiles: Sequence[str]) -> list[str]:
-    offered = [ANY, *(profile.name for profile in OFFERED)]
+def _profiles(profiles: Sequence[str], offered: Sequence[str]) -> list[str]:
     for profile in profiles:
         if profile not in offered:
             raise InvalidRequest(

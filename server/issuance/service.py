@@ -18,7 +18,7 @@ from pkix.csr import parse_csr
 from pkix.issuer import Issuer
 from pkix.lint import check_released, lint_certificate
 from pkix.ocsp_response import CertificateStatus
-from pkix.subject import select_names
+from pkix.subject import check_key, select_names
 from server.clock import epoch
 from server.config import IssuanceSection
 from server.errors import Overloaded, ServerError
@@ -105,8 +105,9 @@ class IssuanceService:
         now = self._clock()
         # Step 2: parse the request, verify proof of possession, check the key.
         request = parse_csr(order.csr)
+        check_key(request, order.profile)
         self._weak_keys.check(request)
-        names = select_names(request, order.profile)
+        names = select_names(request, order.profile, order.asked)
         order.client.require_names([*names.dns_names, *map(str, names.ip_addresses)])
         # Step 3: prepare the certificate under the frozen profile version and lint it.
         lifetime = min(order.profile.validity, order.lifetime or order.profile.validity)
@@ -115,7 +116,11 @@ class IssuanceService:
             profile=order.profile,
             serial=new_serial(),
             validity=choose_validity(
-                now=now, backdate=self._backdate, lifetime=lifetime, issuer=self._issuer.certificate
+                now=now,
+                backdate=self._backdate,
+                lifetime=lifetime,
+                issuer=self._issuer.certificate,
+                profile=order.profile,
             ),
             public_key=request.public_key,
             spki_sha256=request.spki_sha256,

@@ -42,8 +42,9 @@ LIFETIMES_DAYS: tuple[int, ...] = (
 )
 """Limits of lifetimes in the rules; a shape says on which side of each a lifetime lies, to the second."""
 _LIFETIMES_S = sorted(days * 86400 + second for days in LIFETIMES_DAYS for second in (-2, -1, 0, 1))
-# RFC 5280 Appendix A.1 and X.520 upper bounds, in characters; and for octets the same.
-_LENGTHS = (0, 1, 2, 3, 8, 16, 20, 32, 40, 63, 64, 128, 253, 255, 256, 2048, 32768)
+# RFC 5280 Appendix A.1 and X.520 upper bounds, in characters, and for octets the same; hosts and mailboxes.
+_LENGTHS = (0, 1, 2, 3, 40, 64, 128, 200, 255, 256, 2048, 32768)
+_HOST_LENGTHS = (63, 64, 253, 254, 255)
 
 _KEY_IDENTIFIER, _ALTERNATIVE_NAMES = b"\x06\x03\x55\x1d\x0e", b"\x06\x03\x55\x1d\x11"
 _RSA = bytes.fromhex("300d06092a864886f70d0101010500")
@@ -237,7 +238,7 @@ def _domain(text: str) -> Part:
     match = _DOMAIN.fullmatch(text)
     if match is None or "--" in text or match[3] in _SPECIAL_DOMAINS:
         return None
-    return match[1], match[3], min(match[2].count("."), _MANY_LABELS), _length(len(text))
+    return match[1], match[3], min(match[2].count("."), _MANY_LABELS), bisect_left(_HOST_LENGTHS, len(text))
 
 
 def _email(text: str) -> Part:
@@ -245,7 +246,7 @@ def _email(text: str) -> Part:
     if not at or not _LOCAL_PART.fullmatch(local):
         return None
     form = _domain(domain)
-    return None if form is None or domain[0] == "*" else ("@", form, _length(len(text)))
+    return None if form is None or domain[0] == "*" else ("@", form, bisect_left(_HOST_LENGTHS, len(text)))
 
 
 def _length(length: int) -> int:

@@ -7,6 +7,8 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version as package_version
+from random import SystemRandom
 
 from cryptography import x509
 from prometheus_client import CollectorRegistry
@@ -18,6 +20,7 @@ from ocsp.store import IssuerTag, issuer_tag
 from pkix.issuer import Issuer
 from pkix.names import SerialNumber
 from pkix.ocsp_response import Responder
+from pkix.weak_keys import load_known_primes
 from server.auth.clients import ClientRegistry
 from server.clock import Clock, epoch
 from server.config import Config
@@ -30,6 +33,10 @@ from server.keys.certified import expected_keys, responder_certified
 from server.keys.hierarchy import ISSUING, OCSP, ROOT, Hierarchy, HierarchyBuilder
 from server.keys.own_certificates import OwnCertificates
 from server.keys.refused_pins import RefusedPins
+from server.linting.exceptions import documented_exceptions
+from server.linting.linter import CertificateLinter
+from server.linting.pool import LintPool
+from server.linting.shapes import KnownShapes
 from server.metrics import AuthorityMetrics
 from server.revocation.crl_publisher import CrlPublisher
 from server.revocation.service import RevocationService
@@ -90,6 +97,8 @@ async def open_parts(
     metrics = AuthorityMetrics(registry)
     async with AsyncExitStack() as stack:
         stack.enter_context(exclusive(home))
+        # First, so that its processes load while everything else opens.
+        lint_pool = await stack.enter_async_context(LintPool(config.lint, metrics=metrics, logger=logger))
         files = await stack.enter_async_context(_thread("files"))
         pool = await stack.enter_async_context(
             _signer_pool(config, lanes, home=home, files=files, registry=registry, logger=logger)
@@ -105,6 +114,7 @@ async def open_parts(
         builder = HierarchyBuilder(config=config, pool=pool, database=database, profiles=profiles, clock=clock)
         hierarchy = await builder.ensure()
         await asyncio.get_running_loop().run_in_executor(files, _publish_ca_certificates, home, hierarchy)
+        await asyncio.get_running_loop().run_in_executor(files, load_known_primes)
         tag = issuer_tag(hierarchy.issuing.certificate_der)
         presigner = await _presigner(
             config=config,
@@ -127,6 +137,7 @@ async def open_parts(
                 publisher=publisher,
                 settings=config.issuance,
                 weights=config.weights,
+                linter=await _linter(config, lint_pool, files, ground),
                 ground=ground,
             )
         )
@@ -193,6 +204,29 @@ async def open_parts(
         )
         await _recover(parts, store, tag)
         yield parts
+
+
+async def _linter(config: Config, pool: LintPool, files: Executor, ground: Ground) -> CertificateLinter:
+    loop = asyncio.get_running_loop()
+    exceptions = await loop.run_in_executor(files, documented_exceptions)
+    shapes = KnownShapes(
+        ground.database,
+        exceptions,
+        version=await loop.run_in_executor(files, package_version, "pkilint"),
+        clock=ground.clock,
+        metrics=ground.metrics,
+        logger=ground.logger,
+    )
+    await shapes.recall()
+    return CertificateLinter(
+        pool,
+        shapes,
+        exceptions,
+        sample=config.lint.sample,
+        chance=SystemRandom().random,  # nobody can foretell what is sampled
+        metrics=ground.metrics,
+        logger=ground.logger,
+    )
 
 
 @asynccontextmanager

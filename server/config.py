@@ -123,6 +123,16 @@ class IssuanceSection(Section, frozen=True, kw_only=True):
     sign_deadline_s: Annotated[float, Meta(gt=0, le=300)] = 20.0
 
 
+class LintSection(Section, frozen=True, kw_only=True):
+    """pkilint's processes, and which share of certificates of known shapes is linted nevertheless."""
+
+    workers: Annotated[int, Meta(ge=1, le=64)] = 1
+    sample: Annotated[float, Meta(ge=0, le=1)] = 0.01
+    deadline_s: Annotated[float, Meta(gt=0, le=300)] = 5.0
+    start_deadline_s: Annotated[float, Meta(gt=0, le=300)] = 30.0
+    queue_limit: Count = 2000
+
+
 class OcspSection(Section, frozen=True, kw_only=True):
     """The responder: how many workers, how long an answer lives."""
 
@@ -160,6 +170,7 @@ class Config(Section, frozen=True, kw_only=True):
     weights: dict[str, int] = msgspec.field(default_factory=dict)
     plan: dict[str, int] = msgspec.field(default_factory=lambda: dict(PLAN))
     issuance: IssuanceSection = IssuanceSection()
+    lint: LintSection = LintSection()
     ocsp: OcspSection = OcspSection()
     crl: CrlSection = CrlSection()
     log: LogSection = LogSection()

@@ -55,6 +55,10 @@ class Overloaded(ServerError):
         self.retry_after_s = retry_after_s
 
 
+class LintUnavailable(Overloaded):
+    """The linter is down, too slow or has too much to do: what must be linted is not signed."""
+
+
 class StorageError(ServerError):
     """The database could not do its part (operator): nothing was released."""
 

@@ -49,6 +49,30 @@ class AuthorityMetrics:
         self.issuance_queue_depth = Gauge(
             "certmill_issuance_queue_depth", "Prepared certificates waiting for a batch", registry=registry
         )
+        self.linted = Counter(
+            "certmill_lint_certificates",
+            "Certificates before signing: passed, refused, unavailable (so not signed), known (by its shape), "
+            "unsampled (known, and the sample was due while the linter was not there)",
+            ["linter", "result"],
+            registry=registry,
+        )
+        self.lint_seconds = Histogram(
+            "certmill_lint_seconds",
+            "Time of one certificate in a linter's process",
+            ["linter"],
+            buckets=_LATENCY,
+            registry=registry,
+        )
+        self.lint_queue_depth = Gauge(
+            "certmill_lint_queue_depth", "Certificates waiting to be linted", registry=registry
+        )
+        self.lint_workers = Gauge("certmill_lint_workers", "Linter processes that are ready", registry=registry)
+        self.lint_worker_restarts = Counter(
+            "certmill_lint_worker_restarts", "Linter processes lost, by reason", ["reason"], registry=registry
+        )
+        self.lint_shapes = Gauge(
+            "certmill_lint_shapes", "Shapes known to be good (or doubtful)", ["state"], registry=registry
+        )
         self.idempotent_replays = Counter(
             "certmill_idempotent_replays", "Requests answered from their idempotency key", registry=registry
         )

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from sqlalchemy import bindparam, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from pkix.errors import KeyRejected
 from pkix.names import CertificateDer, serial_hex
 from server.audit.log import AuditEntry, append
 from server.clock import epoch
 from server.errors import StorageError
+from server.issuance.key_checks import refused_keys
 from server.issuance.order import PreparedOrder
 from server.status import schedule
 from server.storage.database import AnyRow, Database
@@ -32,17 +34,26 @@ class IssuanceRecords:
         self._database = database
         self._issuer = issuer_label
 
-    async def record_intents(self, batch: Sequence[PreparedOrder], now: int) -> None:
+    async def record_intents(self, batch: Sequence[PreparedOrder], now: int) -> list[KeyRejected | None]:
         """Step 4: serials, TBS digests, profile versions, clients, audit entries: all durable, or nothing.
 
+        Returns for each order None, or why its key gets no certificate: such an order leaves no row.
         Raises `StorageError`, also if a serial or an idempotency key exists already.
         """
-        keys = [self._key_row(p, now) for p in batch if p.order.idempotency_key is not None]
+        asked = [(p.certificate.spki_sha256, p.order.client.name) for p in batch]
         async with self._database.write() as connection:
-            await connection.execute(insert(certificates), [self._intent_row(p, now) for p in batch])
-            if keys:
-                await connection.execute(insert(idempotency_keys), keys)
-            await append(connection, now, [_audit(p, "certificate.intent") for p in batch])
+            refused = await refused_keys(connection, asked)
+            accepted = [p for p, key in zip(batch, asked, strict=True) if key not in refused]
+            if accepted:
+                await self._insert_intents(connection, accepted, now)
+        return [refused.get(key) for key in asked]
+
+    async def _insert_intents(self, connection: AsyncConnection, batch: Sequence[PreparedOrder], now: int) -> None:
+        keys = [self._key_row(p, now) for p in batch if p.order.idempotency_key is not None]
+        await connection.execute(insert(certificates), [self._intent_row(p, now) for p in batch])
+        if keys:
+            await connection.execute(insert(idempotency_keys), keys)
+        await append(connection, now, [_audit(p, "certificate.intent") for p in batch])
 
     async def record_issued(self, batch: Sequence[Finished], now: int) -> None:
         """Step 7: certificates, OCSP due dates and audit entries: all durable, or nothing."""

@@ -10,10 +10,10 @@ import datetime as dt
 from collections.abc import Mapping, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from ocsp.presigner import SignedResponse
-from pkix.certificate import assemble_certificate, choose_validity, prepare_certificate
+from pkix.certificate import PreparedCertificate, assemble_certificate, choose_validity, prepare_certificate
 from pkix.csr import parse_csr
 from pkix.issuer import Issuer
 from pkix.lint import check_released, lint_certificate
@@ -24,6 +24,7 @@ from server.config import IssuanceSection
 from server.errors import Overloaded, ServerError
 from server.ground import Ground
 from server.issuance.idempotency import IdempotencyKeys
+from server.issuance.key_checks import WeakKeys
 from server.issuance.order import IssuedCertificate, Order, PreparedOrder
 from server.issuance.records import Finished, IssuanceRecords
 from server.issuance.serial import new_serial
@@ -32,6 +33,14 @@ from server.status.publisher import StatusPublisher
 from signer_pool.batcher import Batcher
 from signer_pool.errors import PoolFull
 from signer_pool.pool import Priority, SignerPool
+
+
+class Linter(Protocol):
+    """Another opinion on a certificate that is about to be signed."""
+
+    async def check(self, prepared: PreparedCertificate, issuer: Issuer, *, bulk: bool = False) -> None:
+        """Return if it may be signed; raises `LintError`, `LintUnavailable`."""
+        ...
 
 
 class IssuanceService:
@@ -47,17 +56,20 @@ class IssuanceService:
         publisher: StatusPublisher,
         settings: IssuanceSection,
         weights: Mapping[str, int],
+        linter: Linter,
         ground: Ground,
     ) -> None:
         self._issuer = issuer
         self._key_label = key_label
         self._pool = pool
         self._publisher = publisher
+        self._linter = linter
         self._backdate = dt.timedelta(seconds=settings.backdate_s)
         self._sign_deadline_s = settings.sign_deadline_s
         self._clock = ground.clock
         self._metrics = ground.metrics
         self._logger = ground.logger
+        self._weak_keys = WeakKeys()
         self._records = IssuanceRecords(ground.database, issuer_label)
         self._keys = IdempotencyKeys(self._records, ground.metrics, ground.clock)
         make = partial(
@@ -94,6 +106,7 @@ class IssuanceService:
         # Step 2: parse the request, verify proof of possession, check the key.
         request = parse_csr(order.csr)
         check_key(request, order.profile)
+        self._weak_keys.check(request)
         names = select_names(request, order.profile, order.asked)
         order.client.require_names([*names.dns_names, *map(str, names.ip_addresses)])
         # Step 3: prepare the certificate under the frozen profile version and lint it.
@@ -114,6 +127,7 @@ class IssuanceService:
             names=names,
         )
         lint_certificate(certificate, self._issuer, now=now)
+        await self._linter.check(certificate, self._issuer, bulk=order.row is not None)
         return PreparedOrder(order=order, certificate=certificate, csr_der=request.der)
 
     async def _issue_new(self, order: Order) -> IssuedCertificate:
@@ -125,11 +139,16 @@ class IssuanceService:
             raise Overloaded("too many requests are waiting to be issued") from error
         return await waiting
 
-    async def _issue_batch(self, batch: Sequence[PreparedOrder], *, priority: Priority) -> list[IssuedCertificate]:
-        self._metrics.issuance_batch_size.observe(len(batch))
+    async def _issue_batch(
+        self, orders: Sequence[PreparedOrder], *, priority: Priority
+    ) -> Sequence[IssuedCertificate | Exception]:
+        self._metrics.issuance_batch_size.observe(len(orders))
         with self._metrics.issuance_batch_seconds.time():
             # Step 4: one transaction; from here on the serials exist, whatever happens.
-            await self._records.record_intents(batch, epoch(self._clock()))
+            refused = await self._records.record_intents(orders, epoch(self._clock()))
+            batch = [p for p, error in zip(orders, refused, strict=True) if error is None]
+            if not batch:
+                return [error for error in refused if error is not None]
             try:
                 # Step 5: sign the certificates, then their OCSP responses.
                 due = asyncio.get_running_loop().time() + self._sign_deadline_s
@@ -155,7 +174,8 @@ class IssuanceService:
             await self._publisher.publish(responses)
         for p in batch:
             self._metrics.certificates_issued.labels(p.certificate.profile.identity).inc()
-        return [_issued(f) for f in finished]
+        issued = iter([_issued(f) for f in finished])
+        return [next(issued) if error is None else error for error in refused]
 
     async def _sign_responses(self, batch: Sequence[PreparedOrder], deadline_s: float) -> list[SignedResponse]:
         presigner = self._publisher.presigner

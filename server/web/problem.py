@@ -54,6 +54,19 @@ KINDS: dict[type[BaseException], Kind] = {
     errors.IdempotencyConflict: Kind(
         "idempotency-conflict", 422, "The idempotency key belongs to another request", _REQUEST
     ),
+    pkix_errors.ContentRefused: Kind(
+        "lint-content",
+        422,
+        "The certificate would break a rule, by what the request asks for",
+        "Mend the subject, the names or the key as the findings in `detail` say, then send the request again.",
+    ),
+    pkix_errors.LintError: Kind(
+        "lint",
+        500,
+        "The certificate would break a rule: its profile is broken",
+        "Report it to the CA's operators with the request id; nothing was signed. They correct the profile.",
+    ),
+    errors.LintUnavailable: Kind("lint-unavailable", 503, "The linter is not available", _LATER),
     errors.Overloaded: Kind("overloaded", 503, "Too many requests are waiting", _LATER),
     errors.StorageError: Kind("storage", 503, "The database is not available", _LATER),
     BudgetExceeded: Kind("budget", 503, "The HSMs have no time left for bulk work now", _LATER),
@@ -72,6 +85,13 @@ _BY_STATUS = {
 }
 ALL_KINDS: tuple[Kind, ...] = (*KINDS.values(), *_BY_STATUS.values(), INTERNAL)
 
+_WRITTEN_FOR_CALLERS = (
+    RequesterError,
+    pkix_errors.LintError,
+    errors.RequestRefused,
+    errors.Overloaded,
+    BudgetExceeded,
+)
 _encoder = msgspec.json.Encoder()
 
 
@@ -109,8 +129,8 @@ def problem_response(error: BaseException, request_id: str) -> web.Response:
 
 def _detail(error: BaseException, kind: Kind) -> str:
     """Return the error's own words only where they were written for the caller."""
-    if isinstance(error, RequesterError | errors.RequestRefused | errors.Overloaded | BudgetExceeded):
-        return error.detail
+    if isinstance(error, _WRITTEN_FOR_CALLERS):
+        return str(error.detail)
     if isinstance(error, web.HTTPException) and error.text and kind is not INTERNAL:
         return error.text
     return kind.title

@@ -1,5 +1,7 @@
 """Errors of the server package, by whose fault they are. `web/problem.py` alone turns them into HTTP."""
 
+import datetime as dt
+
 
 class ServerError(Exception):
     """Base of all errors of this package."""
@@ -31,7 +33,32 @@ class NotAuthenticated(RequestRefused):
 
 
 class NotPermitted(RequestRefused):
-    """The client is known, but may not do this."""
+    """The client is known, but may not do this. `limit` is which of its limits says so."""
+
+    def __init__(self, detail: str, *, remedy: str, field: str | None = None, limit: str = "profile") -> None:
+        super().__init__(detail, remedy=remedy, field=field)
+        self.limit = limit
+
+
+class QuotaExhausted(RequestRefused):
+    """The client has had its certificates of this year. `members` go into the problem details."""
+
+    limit = "quota"
+
+    def __init__(self, detail: str, *, remedy: str, quota: int, used: int, resets_at: dt.datetime) -> None:
+        super().__init__(detail, remedy=remedy)
+        self.members = {"limit": quota, "used": used, "resets_at": resets_at}
+
+
+class RateExceeded(RequestRefused):
+    """The client asks for certificates too often: again after `retry_after_s`."""
+
+    limit = "rate"
+
+    def __init__(self, detail: str, *, remedy: str, per_minute: int, retry_after_s: int) -> None:
+        super().__init__(detail, remedy=remedy)
+        self.retry_after_s = retry_after_s
+        self.members = {"limit": per_minute}
 
 
 class NotFound(RequestRefused):

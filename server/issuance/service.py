@@ -120,34 +120,42 @@ class IssuanceService:
             raise Overloaded("too many requests are waiting to be issued") from error
         return await waiting
 
-    async def _issue_batch(self, batch: Sequence[PreparedOrder], *, priority: Priority) -> list[IssuedCertificate]:
+    async def _issue_batch(
+        self, batch: Sequence[PreparedOrder], *, priority: Priority
+    ) -> list[IssuedCertificate | Exception]:
         self._metrics.issuance_batch_size.observe(len(batch))
         with self._metrics.issuance_batch_seconds.time():
-            # Step 4: one transaction; from here on the serials exist, whatever happens.
-            await self._records.record_intents(batch, epoch(self._clock()))
-            try:
-                # Step 5: sign the certificates, then their OCSP responses.
-                due = asyncio.get_running_loop().time() + self._sign_deadline_s
-                signatures = await self._pool.sign_many(
-                    self._key_label,
-                    [p.certificate.tbs for p in batch],
-                    priority,
-                    algorithm=self._issuer.algorithm.name,
-                    deadline_s=self._sign_deadline_s,
-                )
-                responses = await self._sign_responses(batch, due - asyncio.get_running_loop().time())
-                # Step 6: assemble, and compare with what was linted (the pool has verified the signatures).
-                finished = [
-                    self._finish(p, signature, response)
-                    for p, signature, response in zip(batch, signatures, responses, strict=True)
-                ]
-                # Step 7: one transaction; from here on the certificates are issued.
-                await self._records.record_issued(finished, epoch(self._clock()))
-            except BaseException:
-                await self._abandon(batch)
-                raise
-            # Step 8: publish the answers, and only then answer the callers.
-            await self._publisher.publish(responses)
+            # Step 4: one transaction; from here on the serials exist, whatever happens. An order that it
+            # refuses fails alone.
+            refused = await self._records.record_intents(batch, epoch(self._clock()))
+            admitted = [prepared for index, prepared in enumerate(batch) if index not in refused]
+            issued = iter(await self._issue_recorded(admitted, priority) if admitted else [])
+        return [refused[index] if index in refused else next(issued) for index in range(len(batch))]
+
+    async def _issue_recorded(self, batch: Sequence[PreparedOrder], priority: Priority) -> list[IssuedCertificate]:
+        try:
+            # Step 5: sign the certificates, then their OCSP responses.
+            due = asyncio.get_running_loop().time() + self._sign_deadline_s
+            signatures = await self._pool.sign_many(
+                self._key_label,
+                [p.certificate.tbs for p in batch],
+                priority,
+                algorithm=self._issuer.algorithm.name,
+                deadline_s=self._sign_deadline_s,
+            )
+            responses = await self._sign_responses(batch, due - asyncio.get_running_loop().time())
+            # Step 6: assemble, and compare with what was linted (the pool has verified the signatures).
+            finished = [
+                self._finish(p, signature, response)
+                for p, signature, response in zip(batch, signatures, responses, strict=True)
+            ]
+            # Step 7: one transaction; from here on the certificates are issued.
+            await self._records.record_issued(finished, epoch(self._clock()))
+        except BaseException:
+            await self._abandon(batch)
+            raise
+        # Step 8: publish the answers, and only then answer the callers.
+        await self._publisher.publish(responses)
         for p in batch:
             self._metrics.certificates_issued.labels(p.certificate.profile.identity).inc()
         return [_issued(f) for f in finished]

@@ -7,7 +7,7 @@ import msgspec
 from pkix.profile import OFFERED
 from server.enrol import messages
 from server.web.openapi_paths import paths
-from server.web.problem import ALL_KINDS, CONTENT_TYPE, RETRY_AFTER_S
+from server.web.problem import ALL_KINDS, CONTENT_TYPE, RETRIED, RETRY_AFTER_S
 
 _TYPES = (
     messages.CertificateRequest,
@@ -80,7 +80,7 @@ def _problem(status: int) -> dict[str, object]:
         "description": "; ".join(f"`{kind.slug}`: {kind.title}" for kind in kinds),
         "content": {CONTENT_TYPE: {"schema": schema, "example": example}},
     }
-    if any(kind.status == 503 for kind in kinds):  # noqa: PLR2004 - the status says it
+    if status in RETRIED:
         retry = {"type": "integer", "minimum": 1, "examples": [RETRY_AFTER_S]}
         response["headers"] = {"Retry-After": {"description": "Seconds to wait", "schema": retry}}
     return response

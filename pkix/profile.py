@@ -5,6 +5,7 @@ A profile is frozen and versioned; a request is bound to one version from its fi
 
 import datetime as dt
 from dataclasses import dataclass
+from typing import Literal
 
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -40,6 +41,9 @@ class Profile:
     subject_required: bool
     internal: bool = False
     ocsp_nocheck: bool = False
+    family: Literal["private", "public"] = "private"
+    lint: Literal["every", "shape"] = "shape"
+    linter: Literal["none", "pkix", "cabf-tls", "cabf-smime", "etsi"] = "pkix"
 
     @property
     def identity(self) -> str:

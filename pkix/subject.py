@@ -32,6 +32,8 @@ class CertificateNames:
     subject: x509.Name
     dns_names: tuple[str, ...]
     ip_addresses: tuple[IpAddress, ...]
+    emails: tuple[str, ...] = ()
+    uris: tuple[str, ...] = ()
 
 
 def select_names(request: CertificationRequest, profile: Profile) -> CertificateNames:

@@ -24,6 +24,7 @@ from server.config import Config
 from server.ground import Ground
 from server.home import Home, exclusive, write_file
 from server.issuance.service import IssuanceService
+from server.issuance.succession import Succession
 from server.keys.certified import expected_keys, responder_certified
 from server.keys.hierarchy import ISSUING, OCSP, ROOT, Hierarchy, HierarchyBuilder
 from server.keys.own_certificates import OwnCertificates
@@ -121,6 +122,7 @@ async def open_parts(
                 publisher=publisher,
                 settings=config.issuance,
                 weights=config.weights,
+                checks=[Succession(ISSUING, grace_days=config.renewal.grace_days).check],
                 ground=ground,
             )
         )

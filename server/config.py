@@ -123,6 +123,13 @@ class IssuanceSection(Section, frozen=True, kw_only=True):
     sign_deadline_s: Annotated[float, Meta(gt=0, le=300)] = 20.0
 
 
+class RenewalSection(Section, frozen=True, kw_only=True):
+    """Who may renew, and how late."""
+
+    grace_days: Annotated[int, Meta(ge=0, le=366)] = 30
+    reuse_key: bool = True
+
+
 class OcspSection(Section, frozen=True, kw_only=True):
     """The responder: how many workers, how long an answer lives."""
 
@@ -160,6 +167,7 @@ class Config(Section, frozen=True, kw_only=True):
     weights: dict[str, int] = msgspec.field(default_factory=dict)
     plan: dict[str, int] = msgspec.field(default_factory=lambda: dict(PLAN))
     issuance: IssuanceSection = IssuanceSection()
+    renewal: RenewalSection = RenewalSection()
     ocsp: OcspSection = OcspSection()
     crl: CrlSection = CrlSection()
     log: LogSection = LogSection()

@@ -28,12 +28,12 @@ class Finished:
 
 
 class IssuanceRecords:
-    """Reads and writes the rows of one issuer's certificates."""
+    """Reads and writes the rows of one issuer's certificates. `checks` refuse single orders, then the quota."""
 
-    def __init__(self, database: Database, issuer_label: str) -> None:
+    def __init__(self, database: Database, issuer_label: str, checks: Sequence[Check]) -> None:
         self._database = database
         self._issuer = issuer_label
-        self._checks: tuple[Check, ...] = (charge,)
+        self._checks = (*checks, charge)
 
     async def record_intents(self, batch: Sequence[PreparedOrder], now: int) -> Mapping[int, Exception]:
         """Step 4: serials, TBS digests, profile versions, clients, audit entries: all durable, or nothing.

@@ -14,19 +14,21 @@ from typing import Self
 
 from ocsp.presigner import SignedResponse
 from pkix.certificate import assemble_certificate, choose_validity, prepare_certificate
-from pkix.csr import parse_csr
+from pkix.csr import CertificationRequest, parse_csr
 from pkix.issuer import Issuer
 from pkix.lint import check_released, lint_certificate
 from pkix.ocsp_response import CertificateStatus
-from pkix.subject import select_names
+from pkix.subject import CertificateNames, select_names
 from server.clock import epoch
 from server.config import IssuanceSection
-from server.errors import Overloaded, ServerError
+from server.errors import NotPermitted, Overloaded, QuotaExhausted, ServerError
 from server.ground import Ground
+from server.issuance.admission import Check
 from server.issuance.idempotency import IdempotencyKeys
 from server.issuance.order import IssuedCertificate, Order, PreparedOrder
 from server.issuance.records import Finished, IssuanceRecords
 from server.issuance.serial import new_serial
+from server.renewal.names import require_kept, with_names
 from server.status import schedule
 from server.status.publisher import StatusPublisher
 from signer_pool.batcher import Batcher
@@ -47,6 +49,7 @@ class IssuanceService:
         publisher: StatusPublisher,
         settings: IssuanceSection,
         weights: Mapping[str, int],
+        checks: Sequence[Check],
         ground: Ground,
     ) -> None:
         self._issuer = issuer
@@ -58,7 +61,7 @@ class IssuanceService:
         self._clock = ground.clock
         self._metrics = ground.metrics
         self._logger = ground.logger
-        self._records = IssuanceRecords(ground.database, issuer_label)
+        self._records = IssuanceRecords(ground.database, issuer_label, checks)
         self._keys = IdempotencyKeys(self._records, ground.metrics, ground.clock)
         make = partial(
             Batcher[PreparedOrder, IssuedCertificate],
@@ -79,8 +82,12 @@ class IssuanceService:
         or `SignerPoolError` (nothing was released; the same call may be repeated).
         """
         # Step 1: authorise (the caller is authenticated), and answer a repeated call from its first one.
-        order.client.require_profile(order.profile.name)
-        issued = await self._keys.once(order, self._issue_new)
+        try:
+            order.client.require_profile(order.profile.name)
+            issued = await self._keys.once(order, self._issue_new)
+        except (NotPermitted, QuotaExhausted) as error:
+            self._metrics.client_refusals.labels(order.client.name, error.limit).inc()
+            raise
         if issued.replayed:
             await self._publisher.ensure_published(issued.serial)
         return issued
@@ -93,8 +100,8 @@ class IssuanceService:
         now = self._clock()
         # Step 2: parse the request, verify proof of possession, check the key.
         request = parse_csr(order.csr)
-        names = select_names(request, order.profile)
-        order.client.require_names([*names.dns_names, *map(str, names.ip_addresses)])
+        names = _names(order, request)
+        order.client.require_names(names)
         # Step 3: prepare the certificate under the frozen profile version and lint it.
         lifetime = min(order.profile.validity, order.lifetime or order.profile.validity)
         certificate = prepare_certificate(
@@ -200,6 +207,14 @@ class IssuanceService:
         await self._bulk.__aexit__(kind, error, trace)
         await self._interactive.__aexit__(kind, error, trace)
         await self._keys.__aexit__(kind, error, trace)
+
+
+def _names(order: Order, request: CertificationRequest) -> CertificateNames:
+    if order.names is None:
+        return select_names(request, order.profile)
+    names = select_names(with_names(request, order.names), order.profile)
+    require_kept(names, order.names)
+    return names
 
 
 def _issued(finished: Finished) -> IssuedCertificate:

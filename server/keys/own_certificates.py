@@ -27,7 +27,8 @@ from cryptography.x509.oid import NameOID
 
 from pkix.issuer import Issuer
 from pkix.profile import TLS_CLIENT, TLS_SERVER, Profile
-from server.auth.clients import ANY, CERTMILL, Client, ClientRegistry
+from server.auth.clients import CERTMILL, Client, ClientRegistry
+from server.auth.permissions import ANY
 from server.clock import Clock
 from server.home import Home, write_file
 from server.issuance.order import Order
@@ -36,7 +37,7 @@ from server.issuance.service import IssuanceService
 P = ParamSpec("P")
 R = TypeVar("R")
 RENEWAL = dt.timedelta(days=30)
-DEMO = Client(name="demo", profiles=(ANY,), names=(ANY,))
+DEMO = Client(name="demo", profiles=(ANY,), names=(ANY,), organizations=(ANY,), identifiers=(ANY,))
 
 
 class OwnCertificates:

@@ -141,7 +141,7 @@ clients = Table(
     Column("profiles", JSON, nullable=False),
     Column("names", JSON, nullable=False),
     Column("disabled", Boolean, nullable=False, default=False),
-    # Values of O, and of organizationIdentifier and serialNumber, that the client may ask for; "*" is any.
+    # Values of O, and of organizationIdentifier, serialNumber and UID, that it may ask for; auth/permissions.py.
     Column("organizations", JSON, nullable=False, default=list),
     Column("identifiers", JSON, nullable=False, default=list),
     Column("yearly_quota", Integer),  # certificates in a calendar year (UTC); null: no limit

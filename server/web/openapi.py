@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 
 from pkix.profile import OFFERED
-from server.enrol import messages
+from server.enrol import client_messages, messages
 from server.web.openapi_paths import paths
 from server.web.problem import ALL_KINDS, CONTENT_TYPE, RETRIED, RETRY_AFTER_S
 
@@ -15,6 +15,9 @@ _TYPES = (
     messages.CertificateList,
     messages.RevocationRequest,
     messages.RevocationAnswer,
+    client_messages.Usage,
+    client_messages.RenewalInfo,
+    client_messages.RenewalRequest,
     messages.Problem,
 )
 _ABOUT = """Certificates for the systems of a government: ask for one with a CSR, read it, revoke it.
@@ -32,6 +35,7 @@ def openapi_document(*, version: str) -> dict[str, object]:
         "servers": [{"url": "/", "description": "where this document was fetched: the API listener"}],
         "tags": [
             {"name": "certificates", "description": "Issue, read, search and revoke"},
+            {"name": "usage", "description": "Limits, usage and forecast"},
             {"name": "documentation", "description": "This reference; the admin listener has it too"},
         ],
         "security": [{"mutualTLS": []}],

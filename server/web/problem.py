@@ -62,6 +62,7 @@ KINDS: dict[type[BaseException], Kind] = {
     ),
     errors.NotFound: Kind("not-found", 404, "There is no such thing", _REQUEST),
     errors.Conflict: Kind("conflict", 409, "The request contradicts the present state", _REQUEST),
+    errors.RenewalRefused: Kind("renewal-refused", 409, "This certificate cannot be renewed so", _REQUEST),
     errors.IdempotencyConflict: Kind(
         "idempotency-conflict", 422, "The idempotency key belongs to another request", _REQUEST
     ),

@@ -24,7 +24,7 @@ from server.issuance.order import Order
 from signer_pool.lane_config import LaneConfig
 from tests.support.ca import make_csr
 
-MINISTRY = Client(name="ministry", profiles=("*",), names=("*",))
+MINISTRY = Client(name="ministry", profiles=("*",), names=("*",), organizations=("*",), identifiers=("*",))
 
 
 class MovableClock:

@@ -66,11 +66,12 @@ async def _add(
     """Add to the counts; return for each client the new count and its quota as the database has it now."""
     u = client_usage.c
     insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    statement = insert(client_usage).values(wanted)
+    statement = insert(client_usage)
     added = statement.on_conflict_do_update(
         index_elements=["client", "year"], set_={"issued": u.issued + statement.excluded.issued}
     )
-    rows = await connection.execute(added.returning(u.client, u.issued, _QUOTA.label("quota")))
+    # Rows beside the statement, not in its VALUES, or SQLAlchemy compiles it anew for each batch (3 ms).
+    rows = await connection.execute(added.returning(u.client, u.issued, _QUOTA.label("quota")), wanted)
     return [(row.client, row.issued, row.quota) for row in rows]
 
 

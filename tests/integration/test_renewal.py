@@ -104,24 +104,19 @@ async def test_successor_has_subject_and_names_whether_the_csr_repeats_them_or_n
     ]
 
 
-@pytest.mark.parametrize(
-    "csr",
-    [
+async def test_csr_that_asks_for_something_else_is_refused(parts: Parts, renewals: Renewals, home: Path) -> None:
+    old = await issued(parts)
+    for csr in (
         make_csr("c.example.gov"),
         make_csr("a.example.gov"),  # without O
         make_csr(None, names=NAMES[:1]),
         make_csr(None, names=(*NAMES, x509.DNSName("c.example.gov"))),
         make_csr(None, names=(*NAMES, x509.RFC822Name("a@example.gov"))),
         make_csr(None, names=(*NAMES, x509.RegisteredID(NameOID.COMMON_NAME))),
-    ],
-)
-async def test_csr_that_asks_for_something_else_is_refused(
-    parts: Parts, renewals: Renewals, home: Path, csr: bytes
-) -> None:
-    old = await issued(parts)
-    with pytest.raises(RenewalRefused, match="the CSR has other") as refused:
-        await renew(renewals, old, csr)
-    assert refused.value.field == "csr"
+    ):
+        with pytest.raises(RenewalRefused, match=r"the CSR has (an)?other") as refused:
+            await renew(renewals, old, csr)
+        assert refused.value.field == "csr"
     assert Table(home).states() == ["issued"]
 
 

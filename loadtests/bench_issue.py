@@ -26,13 +26,13 @@ from rich.progress import Progress
 
 from loadtests.raw_token import RawToken
 from pkix.algorithms import KeyAlgorithm
-from pkix.profile import TLS_SERVER
 from server.app import Parts, open_parts
 from server.auth.clients import CERTMILL
 from server.authority import prepare_home
 from server.clock import utc_now
 from server.config import Config, load_config
 from server.issuance.order import Order
+from server.issuance.profile_files import TLS_SERVER
 from server.keys.hierarchy import ISSUING
 from signer_pool.lane_config import Pkcs11LaneConfig
 
@@ -64,7 +64,7 @@ async def _pipeline(parts: Parts, csrs: list[bytes], seconds: float, at_once: in
             csr = csrs[turn % len(csrs)]
             turn += at_once
             await parts.issuance.issue(
-                Order(client=CERTMILL, profile=TLS_SERVER, csr=csr, request_id="bench-issue")
+                Order(client=CERTMILL, profile=parts.profiles.named(TLS_SERVER), csr=csr, request_id="bench-issue")
             )
             issued += 1
 

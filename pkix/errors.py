@@ -34,6 +34,16 @@ class ProfileViolation(RequesterError):
     """The request asks for something that the profile does not give."""
 
 
+class ProfileError(PkixError):
+    """A profile is wrong (operator). `key` names the place in its file, `remedy` says what to write there."""
+
+    def __init__(self, detail: str, *, key: str, remedy: str) -> None:
+        super().__init__(f"{key}: {detail}; {remedy}")
+        self.detail = detail
+        self.key = key
+        self.remedy = remedy
+
+
 class MalformedOcspRequest(PkixError):
     """The bytes are not an OCSPRequest that a responder may answer (RFC 6960 §4.1)."""
 

@@ -23,6 +23,8 @@ from server.clock import Clock, epoch
 from server.config import Config
 from server.ground import Ground
 from server.home import Home, exclusive, write_file
+from server.issuance.profile_files import read_profile_files
+from server.issuance.profiles import ProfileRegistry
 from server.issuance.service import IssuanceService
 from server.issuance.succession import Succession
 from server.keys.certified import expected_keys, responder_certified
@@ -64,6 +66,7 @@ class Parts:
     database: Database
     hierarchy: Hierarchy
     builder: HierarchyBuilder
+    profiles: ProfileRegistry
     clients: ClientRegistry
     publisher: StatusPublisher
     issuance: IssuanceService
@@ -97,7 +100,10 @@ async def open_parts(
         store = await stack.enter_async_context(
             LmdbStore(home.response_store, max_bytes=config.ocsp.store_max_gib * _GIB)
         )
-        builder = HierarchyBuilder(config=config, pool=pool, database=database, clock=clock)
+        profiles = ProfileRegistry(database, clock)
+        loop = asyncio.get_running_loop()
+        await profiles.activate(await loop.run_in_executor(files, read_profile_files, home.profiles))
+        builder = HierarchyBuilder(config=config, pool=pool, database=database, profiles=profiles, clock=clock)
         hierarchy = await builder.ensure()
         await asyncio.get_running_loop().run_in_executor(files, _publish_ca_certificates, home, hierarchy)
         tag = issuer_tag(hierarchy.issuing.certificate_der)
@@ -161,11 +167,19 @@ async def open_parts(
             database=database,
             hierarchy=hierarchy,
             builder=builder,
+            profiles=profiles,
             clients=ClientRegistry(database, clock, issuer_label=ISSUING),
             publisher=publisher,
             issuance=issuance,
             revocation=RevocationService(publisher=publisher, crl_publisher=issuing_crl, ground=ground),
-            own=OwnCertificates(home=home, issuing=hierarchy.issuing, issuance=issuance, files=files, clock=clock),
+            own=OwnCertificates(
+                home=home,
+                issuing=hierarchy.issuing,
+                issuance=issuance,
+                profiles=profiles,
+                files=files,
+                clock=clock,
+            ),
             crl_publishers=(root_crl, issuing_crl),
             refresher=Refresher(publisher=publisher, store=store, ground=ground),
             reconciler=Reconciler(publisher=publisher, store=store, ground=ground),

@@ -22,7 +22,6 @@ from server.enrol.rest import RestApi
 from server.errors import ServerError
 from server.home import Home, exclusive, write_file
 from server.issuance.catalogue import Catalogue
-from server.issuance.profiles import ProfileRegistry
 from server.keys.hierarchy import ISSUING, OCSP
 from server.keys.token import prepare_token
 from server.notify import notify
@@ -96,7 +95,7 @@ async def _tls(parts: Parts) -> ssl.SSLContext:
 
 async def _listen(stack: AsyncExitStack, parts: Parts, tls: ssl.SSLContext, loops: "Background") -> None:
     listen = parts.config.listen
-    docs = DocsApi(version=__version__)
+    docs = DocsApi(version=__version__, profiles=parts.profiles.offered)
 
     def around(listener: str) -> Any:  # noqa: ANN401 - aiohttp's middleware type
         return observe(listener, deadline_s=listen.request_deadline_s, metrics=parts.metrics, logger=parts.logger)
@@ -109,6 +108,7 @@ async def _listen(stack: AsyncExitStack, parts: Parts, tls: ssl.SSLContext, loop
         registry=parts.clients,
         limiter=RateLimiter(time.monotonic, parts.metrics),
         issuance=parts.issuance,
+        profiles=parts.profiles,
         revocation=parts.revocation,
         catalogue=Catalogue(parts.database, ISSUING),
         clock=parts.clock,
@@ -120,7 +120,7 @@ async def _listen(stack: AsyncExitStack, parts: Parts, tls: ssl.SSLContext, loop
         renewals=Renewals(
             catalogue=rest.catalogue,
             issuance=parts.issuance,
-            profiles=ProfileRegistry(),
+            profiles=parts.profiles,
             settings=parts.config.renewal,
         ),
     )

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Select, func, insert, select, update
@@ -39,13 +40,15 @@ class ClientRecord:
 class ClientDirectory:
     """Reads and changes the clients; `operator` is who does it, for the audit log.
 
+    `profiles` are those that clients may use.
     The authority takes notice of a change within a second, also on open connections.
     """
 
-    def __init__(self, database: Database, clock: Clock, *, operator: str) -> None:
+    def __init__(self, database: Database, clock: Clock, *, operator: str, profiles: Sequence[str]) -> None:
         self._database = database
         self._clock = clock
         self._operator = operator
+        self._profiles = profiles
 
     async def records(self, name: str | None = None) -> list[ClientRecord]:
         """Return all clients, by name, or the one of this name; raises `StorageError`, `NotFound`."""
@@ -67,7 +70,7 @@ class ClientDirectory:
                 field="NAME",
                 remedy="use 1 to 64 of a-z, 0-9, dot, underscore and hyphen; certmill itself is taken",
             )
-        allowed = {**_NOTHING, **limits.columns()}
+        allowed = {**_NOTHING, **limits.columns(self._profiles)}
         async with self._database.write() as connection:
             if await _find(connection, name) is not None:
                 raise Conflict(
@@ -82,7 +85,7 @@ class ClientDirectory:
 
     async def limit(self, name: str, limits: Limits) -> None:
         """Replace the limits that are given. Raises as `add` does, and `NotFound`."""
-        changes = limits.columns()
+        changes = limits.columns(self._profiles)
         if not changes:
             raise InvalidRequest(
                 "nothing to change",

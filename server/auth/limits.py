@@ -5,8 +5,8 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from pkix.profile import OFFERED
 from server.auth.permissions import ANY
 from server.errors import InvalidRequest
 
@@ -28,11 +28,11 @@ class Limits:
     quota: str | None = None
     rate: str | None = None
 
-    def columns(self) -> dict[str, object]:
-        """Return the columns that were given, checked; raises `InvalidRequest`."""
+    def columns(self, offered: Sequence[str]) -> dict[str, object]:
+        """Return the columns that were given, checked; raises `InvalidRequest`. `offered`: profiles."""
         columns: dict[str, object] = {}
         for column, given, parse in (
-            ("profiles", self.profiles, _profile),
+            ("profiles", self.profiles, partial(_profile, [ANY, *offered])),
             ("names", self.names, _name),
             ("organizations", self.organizations, _organization),
             ("identifiers", self.identifiers, _identifier),
@@ -46,8 +46,7 @@ class Limits:
         return columns
 
 
-def _profile(text: str) -> str:
-    offered = [ANY, *(profile.name for profile in OFFERED)]
+def _profile(offered: Sequence[str], text: str) -> str:
     if text not in offered:
         raise InvalidRequest(
             f"there is no profile {text[:64]!r}", field="--profile", remedy=f"use {', '.join(offered)}"

@@ -23,6 +23,7 @@ from server.cli.guard import guarded, read_config
 from server.clock import utc_now
 from server.errors import ConfigError, InvalidRequest, RequestRefused
 from server.home import Home
+from server.issuance.profile_files import profile_names, read_profile_files
 from server.storage.database import Database
 from server.usage.report import UsageReports
 
@@ -86,8 +87,11 @@ def _run(work: Callable[[ClientDirectory, Database], Awaitable[None]]) -> int:
         home = Home(read_config().home)
         if not home.database.exists():
             raise ConfigError(f"{home.root} was never initialised: run `certmill init` first")
+        names = profile_names(read_profile_files(home.profiles))
         async with Database(home.database) as database:
-            directory = ClientDirectory(database, utc_now, operator=f"operator:{getpass.getuser()}")
+            directory = ClientDirectory(
+                database, utc_now, operator=f"operator:{getpass.getuser()}", profiles=names
+            )
             try:
                 await work(directory, database)
             except RequestRefused as error:

@@ -13,10 +13,10 @@ from aiohttp import web
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from pkix.asked import AskedNames
 from pkix.crl import RevocationReason
 from pkix.issuer import Issuer
 from pkix.names import SerialNumber, serial_hex
-from pkix.profile import BUILT_IN, OFFERED, Profile
 from server.auth.clients import Client, ClientRegistry
 from server.auth.rate import RateLimiter
 from server.clock import Clock, epoch, from_epoch
@@ -24,6 +24,7 @@ from server.enrol import messages
 from server.errors import InvalidRequest, RateExceeded
 from server.issuance.catalogue import Catalogue, CertificateFilter
 from server.issuance.order import IssuedCertificate, Order
+from server.issuance.profiles import ProfileRegistry
 from server.issuance.service import IssuanceService
 from server.revocation.service import RevocationService
 from server.storage.database import AnyRow
@@ -49,6 +50,7 @@ class RestApi:
     registry: ClientRegistry
     limiter: RateLimiter
     issuance: IssuanceService
+    profiles: ProfileRegistry
     revocation: RevocationService
     catalogue: Catalogue
     clock: Clock
@@ -140,19 +142,20 @@ class RestApi:
 
     def _order(self, request: web.Request, client: Client, body: bytes) -> Order:
         if request.content_type == PKCS10:
-            profile, csr, days = request.query.get("profile"), body, None
+            profile, csr, days, names = request.query.get("profile"), body, None, None
         elif request.content_type == "application/json":
             asked = decode_json(body, messages.CertificateRequest)
-            profile, csr, days = asked.profile, asked.csr.encode(), asked.validity_days
+            profile, csr, days, names = asked.profile, asked.csr.encode(), asked.validity_days, asked_names(asked)
         else:
             raise web.HTTPUnsupportedMediaType(text=f"send application/json or {PKCS10}")
         return Order(
             client=client,
-            profile=_profile(profile),
+            profile=self.profiles.named(profile),
             csr=csr,
             request_id=request[REQUEST_ID],
             lifetime=None if days is None else dt.timedelta(days=days),
             idempotency_key=idempotency_key(request),
+            asked=names,
         )
 
     def _issued(self, issued: IssuedCertificate) -> messages.Certificate:
@@ -208,15 +211,22 @@ def peer_certificate(request: web.Request) -> bytes | None:
     return tls.getpeercert(binary_form=True) if isinstance(tls, ssl.SSLObject) else None
 
 
-def _profile(name: str | None) -> Profile:
-    offered = [profile.name for profile in OFFERED]
-    if name not in offered:
-        raise InvalidRequest(
-            "a profile must be named" if not name else f"there is no profile {name[:64]!r}",
-            field="profile",
-            remedy=f"use one of: {', '.join(offered)}",
-        )
-    return BUILT_IN[name]
+def asked_names(asked: messages.CertificateRequest) -> AskedNames | None:
+    """Return the names that the JSON of a request gives; None if it gives none."""
+    names = asked.names or messages.RequestedNames()
+    subject = asked.subject or {}
+    found = AskedNames(
+        subject=tuple(
+            (name, value)
+            for name, values in subject.items()
+            for value in ([values] if isinstance(values, str) else values)
+        ),
+        dns_names=tuple(names.dns),
+        ip_addresses=tuple(names.ip),
+        emails=tuple(names.email),
+        uris=tuple(names.uri),
+    )
+    return found if found.as_json else None
 
 
 def idempotency_key(request: web.Request) -> str | None:

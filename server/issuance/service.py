@@ -18,7 +18,7 @@ from pkix.csr import CertificationRequest, parse_csr
 from pkix.issuer import Issuer
 from pkix.lint import check_released, lint_certificate
 from pkix.ocsp_response import CertificateStatus
-from pkix.subject import CertificateNames, select_names
+from pkix.subject import CertificateNames, check_key, select_names
 from server.clock import epoch
 from server.config import IssuanceSection
 from server.errors import NotPermitted, Overloaded, QuotaExhausted, ServerError
@@ -28,7 +28,7 @@ from server.issuance.idempotency import IdempotencyKeys
 from server.issuance.order import IssuedCertificate, Order, PreparedOrder
 from server.issuance.records import Finished, IssuanceRecords
 from server.issuance.serial import new_serial
-from server.renewal.names import require_kept, with_names
+from server.renewal.names import from_anywhere, require_kept, with_names
 from server.status import schedule
 from server.status.publisher import StatusPublisher
 from signer_pool.batcher import Batcher
@@ -100,6 +100,7 @@ class IssuanceService:
         now = self._clock()
         # Step 2: parse the request, verify proof of possession, check the key.
         request = parse_csr(order.csr)
+        check_key(request, order.profile)
         names = _names(order, request)
         order.client.require_names(names)
         # Step 3: prepare the certificate under the frozen profile version and lint it.
@@ -109,7 +110,11 @@ class IssuanceService:
             profile=order.profile,
             serial=new_serial(),
             validity=choose_validity(
-                now=now, backdate=self._backdate, lifetime=lifetime, issuer=self._issuer.certificate
+                now=now,
+                backdate=self._backdate,
+                lifetime=lifetime,
+                issuer=self._issuer.certificate,
+                profile=order.profile,
             ),
             public_key=request.public_key,
             spki_sha256=request.spki_sha256,
@@ -211,8 +216,8 @@ class IssuanceService:
 
 def _names(order: Order, request: CertificationRequest) -> CertificateNames:
     if order.names is None:
-        return select_names(request, order.profile)
-    names = select_names(with_names(request, order.names), order.profile)
+        return select_names(request, order.profile, order.asked)
+    names = select_names(with_names(request, order.names), from_anywhere(order.profile))
     require_kept(names, order.names)
     return names
 

@@ -14,10 +14,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from sqlalchemy import Select, select
 from sqlalchemy.dialects import sqlite
 
-from pkix.profile import OCSP_RESPONDER
 from server.auth.clients import CERTMILL
 from server.errors import StorageError
 from server.home import Home, write_file
+from server.issuance.profile_files import OCSP_RESPONDER
 from server.storage.schema import State, certificates, issuers
 
 
@@ -82,7 +82,7 @@ def _responder_sha256(home: Home, issuer: str) -> bytes | None:
         .where(
             c.client == CERTMILL.name,  # there is an index for it, and a million certificates of others
             c.issuer == issuer,
-            c.profile.like(f"{OCSP_RESPONDER.name}@%"),
+            c.profile.like(f"{OCSP_RESPONDER}@%"),
             c.state == State.ISSUED.value,
             c.revoked_at.is_(None),
         )

@@ -3,11 +3,14 @@
 import dataclasses
 import unicodedata
 from collections import Counter
+from functools import partial
 
 from cryptography import x509
 from cryptography.x509.oid import ExtensionOID
 
 from pkix.csr import CertificationRequest, bounds_in_characters
+from pkix.profile import Profile
+from pkix.profile_rules import Source
 from pkix.subject import CertificateNames
 from server.errors import RenewalRefused
 
@@ -48,7 +51,26 @@ def require_same(request: CertificationRequest, old: CertificateNames) -> None:
 def with_names(request: CertificationRequest, names: CertificateNames) -> CertificationRequest:
     """Return the request as if it had asked for these names."""
     return dataclasses.replace(
-        request, subject=names.subject, dns_names=names.dns_names, ip_addresses=names.ip_addresses, other_names=0
+        request,
+        subject=names.subject,
+        dns_names=names.dns_names,
+        ip_addresses=names.ip_addresses,
+        emails=names.emails,
+        uris=names.uris,
+        other_names=0,
+    )
+
+
+def from_anywhere(profile: Profile) -> Profile:
+    """Return the profile without its say about where a request gives names: these stood in a certificate."""
+    anywhere = partial(dataclasses.replace, source=Source.EITHER)
+    return dataclasses.replace(
+        profile,
+        subject=tuple(anywhere(rule) for rule in profile.subject),
+        dns=anywhere(profile.dns),
+        ip=anywhere(profile.ip),
+        email=anywhere(profile.email),
+        uri=anywhere(profile.uri),
     )
 
 

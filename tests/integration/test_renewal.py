@@ -17,7 +17,6 @@ from server.auth.clients import Client
 from server.errors import AlreadyRenewed, NotFound, NotPermitted, RenewalRefused, StorageError
 from server.issuance.catalogue import Catalogue
 from server.issuance.order import IssuedCertificate
-from server.issuance.profiles import ProfileRegistry
 from server.keys.hierarchy import ISSUING
 from server.renewal.service import Renewals
 from tests.support.authority import (
@@ -57,7 +56,7 @@ def renewals(parts: Parts) -> Renewals:
     return Renewals(
         catalogue=Catalogue(parts.database, ISSUING),
         issuance=parts.issuance,
-        profiles=ProfileRegistry(),
+        profiles=parts.profiles,
         settings=parts.config.renewal,
     )
 

@@ -10,18 +10,18 @@ from aiohttp import web
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
 
-from pkix.profile import BUILT_IN
 from server.enrol import messages
 from server.enrol.client_rest import ClientApi
 from server.enrol.rest import FILTERS, RestApi
 from server.web.docs import DocsApi
 from server.web.openapi import openapi_document
 from server.web.problem import ALL_KINDS
+from tests.support.profiles import BUILT_IN, OFFERED
 
 
 @pytest.fixture(scope="module")
 def document() -> Any:
-    return json.loads(msgspec.json.encode(openapi_document(version="1.2.3")))
+    return json.loads(msgspec.json.encode(openapi_document(version="1.2.3", profiles=OFFERED)))
 
 
 def operations(document: Any) -> Iterator[tuple[str, str, Any]]:

@@ -29,6 +29,7 @@ from server.home import Home, exclusive, write_file
 from server.issuance.profile_files import read_profile_files
 from server.issuance.profiles import ProfileRegistry
 from server.issuance.service import IssuanceService
+from server.issuance.succession import Succession
 from server.keys.certified import expected_keys, responder_certified
 from server.keys.hierarchy import ISSUING, OCSP, ROOT, Hierarchy, HierarchyBuilder
 from server.keys.own_certificates import OwnCertificates
@@ -138,6 +139,7 @@ async def open_parts(
                 settings=config.issuance,
                 weights=config.weights,
                 linter=await _linter(config, lint_pool, files, ground),
+                checks=[Succession(ISSUING, grace_days=config.renewal.grace_days).check],
                 ground=ground,
             )
         )

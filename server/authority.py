@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import signal
 import ssl
+import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -13,8 +14,10 @@ from structlog.typing import FilteringBoundLogger
 
 from server import __version__
 from server.app import Parts, open_parts, renew_responder
+from server.auth.rate import RateLimiter
 from server.clock import utc_now
 from server.config import Config, default_toml
+from server.enrol.client_rest import ClientApi
 from server.enrol.rest import RestApi
 from server.errors import ServerError
 from server.home import Home, exclusive, write_file
@@ -22,7 +25,10 @@ from server.issuance.catalogue import Catalogue
 from server.keys.hierarchy import ISSUING, OCSP
 from server.keys.token import prepare_token
 from server.notify import notify
+from server.renewal.service import Renewals
 from server.storage.migrate import upgrade
+from server.usage.gauges import UsageGauges
+from server.usage.report import UsageReports
 from server.web.admin import AdminApi, Readiness
 from server.web.docs import DocsApi
 from server.web.listeners import application, listening, tls_context
@@ -100,6 +106,7 @@ async def _listen(stack: AsyncExitStack, parts: Parts, tls: ssl.SSLContext, loop
     rest = RestApi(
         issuer=parts.hierarchy.issuing,
         registry=parts.clients,
+        limiter=RateLimiter(time.monotonic, parts.metrics),
         issuance=parts.issuance,
         profiles=parts.profiles,
         revocation=parts.revocation,
@@ -107,7 +114,19 @@ async def _listen(stack: AsyncExitStack, parts: Parts, tls: ssl.SSLContext, loop
         clock=parts.clock,
         body_deadline_s=listen.body_deadline_s,
     )
-    api = application([*rest.routes(), *docs.routes()], around("api"), max_body_bytes=listen.max_body_bytes)
+    mine = ClientApi(
+        rest=rest,
+        usage=UsageReports(parts.database, parts.clock),
+        renewals=Renewals(
+            catalogue=rest.catalogue,
+            issuance=parts.issuance,
+            profiles=parts.profiles,
+            settings=parts.config.renewal,
+        ),
+    )
+    api = application(
+        [*rest.routes(), *mine.routes(), *docs.routes()], around("api"), max_body_bytes=listen.max_body_bytes
+    )
     await stack.enter_async_context(listening(api, setting="listen.api", address=listen.api, tls=tls))
     admin = AdminApi(
         registry=parts.registry,
@@ -151,6 +170,7 @@ class Background:
         await self._group.__aenter__()
         parts = self._parts
         loops = [parts.refresher.run(), parts.reconciler.run(), parts.commitments.run(), self._maintain()]
+        loops.append(UsageGauges(parts.database, parts.clock, parts.metrics, parts.logger).run())
         for loop in [*loops, *(publisher.run() for publisher in parts.crl_publishers)]:
             task = self._group.create_task(loop)
             task.add_done_callback(lambda _task: self.ended.set())

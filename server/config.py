@@ -133,6 +133,13 @@ class LintSection(Section, frozen=True, kw_only=True):
     queue_limit: Count = 2000
 
 
+class RenewalSection(Section, frozen=True, kw_only=True):
+    """Who may renew, and how late."""
+
+    grace_days: Annotated[int, Meta(ge=0, le=366)] = 30
+    reuse_key: bool = True
+
+
 class OcspSection(Section, frozen=True, kw_only=True):
     """The responder: how many workers, how long an answer lives."""
 
@@ -171,6 +178,7 @@ class Config(Section, frozen=True, kw_only=True):
     plan: dict[str, int] = msgspec.field(default_factory=lambda: dict(PLAN))
     issuance: IssuanceSection = IssuanceSection()
     lint: LintSection = LintSection()
+    renewal: RenewalSection = RenewalSection()
     ocsp: OcspSection = OcspSection()
     crl: CrlSection = CrlSection()
     log: LogSection = LogSection()

@@ -29,6 +29,24 @@ class AuthorityMetrics:
         self.issuance_refused = Counter(
             "certmill_issuance_refused", "Requests refused, by kind of error", ["reason"], registry=registry
         )
+        self.client_refusals = Counter(
+            "certmill_client_refusals",
+            "Requests for certificates that a limit of the client refused",
+            ["client", "limit"],
+            registry=registry,
+        )
+        self.client_quota = Gauge(
+            "certmill_client_quota_certificates",
+            "Certificates that the client may get this year; absent: no limit",
+            ["client"],
+            registry=registry,
+        )
+        self.client_used = Gauge(
+            "certmill_client_used_certificates",
+            "Certificates that were recorded for the client this year",
+            ["client"],
+            registry=registry,
+        )
         self.issuance_failed = Counter(
             "certmill_issuance_failed",
             "Batches that failed after their intents were durable",

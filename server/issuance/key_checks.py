@@ -1,6 +1,6 @@
 """Keys that get no certificate although the request is right: weak, known to others, or the CA's own."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sqlalchemy import and_, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -10,6 +10,7 @@ from pkix.csr import CertificationRequest
 from pkix.errors import KeyRejected
 from pkix.keys import NEW_KEY
 from pkix.weak_keys import check_weaknesses
+from server.issuance.order import PreparedOrder
 from server.storage.schema import certificates
 
 _OWN = "certmill"
@@ -35,14 +36,10 @@ class WeakKeys:
         passed[request.spki_sha256] = None
 
 
-KeyOfClient = tuple[bytes, str]
-"""SHA-256 of the SubjectPublicKeyInfo, and who asks for a certificate."""
-
-
 async def refused_keys(
-    connection: AsyncConnection, asked: Sequence[KeyOfClient]
-) -> dict[KeyOfClient, KeyRejected]:
-    """Return which of these keys may not be certified for these clients, and why.
+    connection: AsyncConnection, batch: Sequence[PreparedOrder], _now: int
+) -> Mapping[int, KeyRejected]:
+    """Refuse orders, by their place, whose key may not be certified: a check as `admission.py` wants it.
 
     A key that was revoked as compromised stays so for everybody, for ever and under every issuer (BR 6.1.1.3).
     A key of a CA, a responder or the API is certmill's alone. Asked inside the transaction that records the
@@ -51,18 +48,18 @@ async def refused_keys(
     c = certificates.c
     compromised = c.reason == RevocationReason.KEY_COMPROMISE.value
     own = and_(c.client == _OWN, c.request_id.in_(_OWN_REQUESTS))
-    query = select(c.spki_sha256, c.reason).where(
-        c.spki_sha256.in_({key for key, _ in asked}), or_(compromised, own)
-    )
-    refused: dict[KeyOfClient, KeyRejected] = {}
+    keys = {p.certificate.spki_sha256 for p in batch}
+    query = select(c.spki_sha256, c.reason).where(c.spki_sha256.in_(keys), or_(compromised, own)).distinct()
+    known: dict[bytes, bool] = {}  # whether it was compromised
     for key, reason in (await connection.execute(query)).all():
-        for of_client in asked:
-            if of_client[0] != key:
-                continue
-            if reason == RevocationReason.KEY_COMPROMISE.value:
-                refused[of_client] = _rejected("the key was revoked as compromised")
-            elif of_client[1] != _OWN:
-                refused.setdefault(of_client, _rejected("the key is one of the CA's own"))
+        known[key] = known.get(key, False) or reason == RevocationReason.KEY_COMPROMISE.value
+    refused: dict[int, KeyRejected] = {}
+    for index, prepared in enumerate(batch):
+        match known.get(prepared.certificate.spki_sha256):
+            case True:
+                refused[index] = _rejected("the key was revoked as compromised")
+            case False if prepared.order.client.name != _OWN:
+                refused[index] = _rejected("the key is one of the CA's own")
     return refused
 
 

@@ -4,7 +4,7 @@ import asyncio
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from aiohttp import web
 from structlog.typing import FilteringBoundLogger
@@ -14,6 +14,8 @@ from server.web.problem import kind_of, problem_response
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 REQUEST_ID: web.RequestKey[str] = web.RequestKey("request_id", str)
+ADDED_HEADERS: web.RequestKey[Mapping[str, str]] = web.RequestKey("added_headers", dict)
+"""What a handler wants on its answer, also where that is a problem."""
 _ACCEPTABLE_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
 _SERVER_FAULT = 500
 _HEADERS = {
@@ -46,6 +48,7 @@ def observe(
             response = problem_response(error, request_id)
         response.headers["X-Request-Id"] = request_id
         response.headers.update(_HEADERS)
+        response.headers.update(request.get(ADDED_HEADERS, {}))
         elapsed = time.perf_counter() - start
         route = _route(request)
         metrics.http_requests.labels(listener, route, request.method, str(response.status)).inc()

@@ -14,6 +14,8 @@ from signer_pool.errors import BudgetExceeded, PoolFull, SignerPoolError
 
 CONTENT_TYPE = "application/problem+json"
 RETRY_AFTER_S = 2
+RETRIED = frozenset({429, 503})
+"""The statuses that say when to come again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +51,18 @@ KINDS: dict[type[BaseException], Kind] = {
     errors.NotPermitted: Kind(
         "not-permitted", 403, "This client may not do this", "Ask the CA's operators for the permission."
     ),
+    errors.QuotaExhausted: Kind(
+        "quota-exhausted",
+        403,
+        "This client's certificates of this year are used up",
+        "Ask the CA's operators for a larger quota, or wait until `resets_at`.",
+    ),
+    errors.RateExceeded: Kind(
+        "rate-limited", 429, "This client asks too often", "Send the same request again after Retry-After."
+    ),
     errors.NotFound: Kind("not-found", 404, "There is no such thing", _REQUEST),
     errors.Conflict: Kind("conflict", 409, "The request contradicts the present state", _REQUEST),
+    errors.RenewalRefused: Kind("renewal-refused", 409, "This certificate cannot be renewed so", _REQUEST),
     errors.IdempotencyConflict: Kind(
         "idempotency-conflict", 422, "The idempotency key belongs to another request", _REQUEST
     ),
@@ -116,9 +128,10 @@ def problem_response(error: BaseException, request_id: str) -> web.Response:
         instance=f"urn:request:{request_id}",
         remedy=getattr(error, "remedy", None) or kind.meaning,
         field=getattr(error, "field", None),
+        **getattr(error, "members", {}),
     )
     headers = {"Cache-Control": "no-store"}
-    if kind.status == 503:  # noqa: PLR2004 - the status says it
+    if kind.status in RETRIED:
         headers["Retry-After"] = str(getattr(error, "retry_after_s", RETRY_AFTER_S))
     if isinstance(error, web.HTTPMethodNotAllowed):
         headers["Allow"] = error.headers.get("Allow", "")

@@ -1,6 +1,6 @@
 """Names that a request gives beside its CSR."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -19,7 +19,7 @@ class AskedNames:
     uris: tuple[str, ...] = ()
 
     @classmethod
-    def from_json(cls, given: Mapping[str, Sequence[Any]]) -> Self:
+    def from_json(cls, given: Mapping[str, Any]) -> Self:
         """Return what `as_json` gave."""
         subject = tuple((str(name), str(value)) for name, value in given.get("subject", ()))
         names = {kind: tuple(map(str, texts)) for kind, texts in given.items() if kind != "subject"}

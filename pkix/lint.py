@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.x509.oid import ExtensionOID, NameOID
 
 from pkix.attributes import BY_OID
@@ -56,7 +57,7 @@ def lint_certificate(prepared: PreparedCertificate, issuer: Issuer, *, now: dt.d
         extensions = read.extensions
         read_back = read.tbs_certificate_bytes
         key = read.public_key()
-    except (ValueError, x509.DuplicateExtension) as error:
+    except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.InvalidVersion) as error:
         raise LintError(f"RFC 5280 §4.1: the TBSCertificate does not parse: {error}") from error
     _require(read_back == prepared.tbs, "RFC 5280 §4.1: the TBSCertificate is not in its canonical form")
     spki = _lint_fields(prepared, issuer)
@@ -81,9 +82,8 @@ def _lint_fields(prepared: PreparedCertificate, issuer: Issuer) -> memoryview:
     fields = (_VERSION_3, serial, issuer.algorithm.identifier_der, issuer.name_der, times, _lint_subject(prepared))
     tbs, at, expected = prepared.tbs, _content(prepared.tbs, 0), b"".join(fields)
     if not tbs.startswith(expected, at):
-        for field, finding in zip(fields, _FIELDS, strict=True):
-            _require(tbs.startswith(field, at), finding)
-            at += len(field)
+        wrong = next(n for n in range(len(fields)) if not tbs.startswith(b"".join(fields[: n + 1]), at))
+        raise LintError(_FIELDS[wrong])
     at += len(expected)
     _require(_MIN_SERIAL <= prepared.serial < _MAX_SERIAL, "BR 7.1.2.7: serial number too short or long")
     spki = memoryview(tbs)[at : _end(tbs, at)]

@@ -133,6 +133,12 @@ APART: dict[str, dict[str, object]] = {
     "identifier": {"subject": [(NameOID.ORGANIZATION_IDENTIFIER, "NTRLA-1")]},
     "other scheme": {"subject": [(NameOID.ORGANIZATION_IDENTIFIER, "VATLA-1")]},
     "other land": {"subject": [(NameOID.ORGANIZATION_IDENTIFIER, "NTRQQ-1")]},
+    "another attribute": {"subject": [(NameOID.DOMAIN_COMPONENT, "la")]},
+    "mail attribute": {"subject": [(NameOID.EMAIL_ADDRESS, "a@example.la")]},
+    "mail attribute that is a name": {
+        "subject": [(NameOID.EMAIL_ADDRESS, "a@example.la")],
+        "names": [x509.RFC822Name("a@example.la")],
+    },
     "LEI": {"subject": [(NameOID.ORGANIZATION_IDENTIFIER, "LEIXG-1")]},
     "no identifier": {"subject": [(NameOID.ORGANIZATION_IDENTIFIER, "x-1")]},
     "host": {"names": dns("www.example.la")},
@@ -184,6 +190,18 @@ def test_values_that_are_not_known_to_be_plain_do_not_recur(ca: TestCa) -> None:
     for case in ("HTML", "host in CN", "mail in CN", "LEI", "no identifier", "one label", "punycode", "URI",
                  "nothing but dots", "reverse zone", "odd mailbox"):  # fmt: skip
         assert not certificate_shape(tbs(ca.issuer, **APART[case])).recurs, case  # type: ignore[arg-type]
+
+
+def test_what_nobody_issues_does_not_recur(ca: TestCa) -> None:
+    """Another string type, and unique identifiers (RFC 5280 §4.1.2.8)."""
+    utf8, bmp = bytes.fromhex("0c084469726563746f72"), bytes.fromhex("1e084469726563746f72")
+    plain = tbs(ca.issuer)
+    assert certificate_shape(plain).recurs
+    assert not certificate_shape(TbsDer(plain.replace(utf8, bmp))).recurs
+    key_identifier = plain.index(bytes.fromhex("0603551d0e"))
+    start = plain.rindex(b"\xa3", key_identifier - 10, key_identifier)
+    identifier = TbsDer(plain[:start] + b"\xa1" + plain[start + 1 :])
+    assert not certificate_shape(identifier).recurs
 
 
 _TEXTS = st.sampled_from(

@@ -128,7 +128,7 @@ async def _recorded(
         select(c.profile, day.label("day"), renewal.label("renewal"), func.count().label("number"))
         .where(c.client == client, c.state != State.ABANDONED)
         .where(c.created_at >= min(epoch(since), epoch(year_begins(year))))
-        .group_by(c.profile, day, renewal)
+        .group_by(c.profile, "day", "renewal")  # by name: PostgreSQL takes two parameters for two expressions
     )
     return (await connection.execute(query)).all()
 

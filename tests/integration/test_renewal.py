@@ -16,7 +16,7 @@ from pkix.names import SerialNumber, serial_hex
 from server.app import Parts
 from server.auth.clients import Client
 from server.clock import epoch
-from server.errors import AlreadyRenewed, NotFound, NotPermitted, RenewalRefused, StorageError
+from server.errors import AlreadyRenewed, NotFound, NotPermitted, Overloaded, RenewalRefused, StorageError
 from server.issuance.catalogue import Catalogue
 from server.issuance.order import IssuedCertificate
 from server.issuance.records import IssuanceRecords
@@ -155,10 +155,10 @@ async def test_expired_certificate_is_renewed_within_the_days_of_grace(
 async def test_of_many_renewals_at_once_one_succeeds(parts: Parts, renewals: Renewals, home: Path) -> None:
     old = await issued(parts)
 
-    async def attempt() -> IssuedCertificate | AlreadyRenewed:
+    async def attempt() -> IssuedCertificate | AlreadyRenewed | Overloaded:
         try:
             return await renew(renewals, old)
-        except AlreadyRenewed as error:
+        except (AlreadyRenewed, Overloaded) as error:
             return error
 
     async with asyncio.TaskGroup() as group:
@@ -173,7 +173,7 @@ async def test_second_renewal_in_one_batch_is_refused_alone(parts: Parts, home: 
     twins = [await parts.issuance.prepare(renewing) for _ in range(2)]
     records = IssuanceRecords(parts.database, ISSUING, [Succession(ISSUING, grace_days=0).check])
     refused = await records.record_intents(twins, epoch(clock()))
-    assert [(index, type(error)) for index, error in refused.items()] == [(1, AlreadyRenewed)]
+    assert [(index, type(error)) for index, error in refused.items()] == [(1, Overloaded)]
     assert Table(home).states() == ["issued", "intent"]
 
 

@@ -63,6 +63,8 @@ class Catalogue:
         c = certificates.c
         query = (
             select(certificates)
+            # SQLite would take the index on state, which is nearly all certificates of everybody.
+            .with_hint(certificates, "INDEXED BY ix_certificates_client", "sqlite")
             .where(c.issuer == self._issuer, c.client == client, c.state == State.ISSUED)
             .where(*_conditions(wanted, now))
             .order_by(c.id.desc())

@@ -7,12 +7,13 @@ from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from server.clock import from_epoch
-from server.errors import AlreadyRenewed, RenewalRefused
+from server.errors import AlreadyRenewed, Overloaded, RenewalRefused
 from server.issuance.order import PreparedOrder
 from server.storage.database import AnyRow
 from server.storage.schema import HAS_PREDECESSOR, State, certificates
 
-_DAY_S = 86400
+_IN_THE_MAKING = ""
+"""Stands for the serial number of a successor that may yet fail: whoever comes then asks again."""
 
 
 class Succession:
@@ -34,21 +35,26 @@ class Succession:
         old = select(c.serial, c.client, c.not_after, c.revoked_at).where(
             c.issuer == self._issuer, c.serial.in_(serials), c.state == State.ISSUED
         )
-        new = select(c.renews, c.serial).where(
+        new = select(c.renews, c.serial, c.state).where(
             c.issuer == self._issuer, c.renews.in_(serials), text(HAS_PREDECESSOR)
         )
         predecessors = {row.serial: row for row in await connection.execute(old)}
-        successors = {row.renews: row.serial for row in await connection.execute(new)}
+        successors = {
+            row.renews: row.serial if row.state == State.ISSUED else _IN_THE_MAKING
+            for row in await connection.execute(new)
+        }
         refused: dict[int, Exception] = {}
         for index, serial in renewals.items():
             refusal = self._refusal(serial, predecessors.get(serial), successors.get(serial), now)
             if refusal is not None:
                 refused[index] = refusal
             else:
-                successors[serial] = "now"  # a second one in this batch comes too late
+                successors[serial] = _IN_THE_MAKING  # for a second one in this batch
         return refused
 
     def _refusal(self, serial: str, old: AnyRow | None, successor: str | None, now: int) -> Exception | None:
+        if successor == _IN_THE_MAKING:
+            return Overloaded(f"certificate {serial} is being renewed at this moment by another call")
         if successor is not None:
             return AlreadyRenewed(
                 f"certificate {serial} was renewed before: see certificate {successor}",

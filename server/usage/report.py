@@ -50,7 +50,7 @@ class UsageReport:
 
 
 class UsageReports:
-    """Reads usage from the database. Cost: every certificate of the client is looked at, some 2 µs each."""
+    """Reads usage from the database. Cost: every certificate of the client is looked at, some 5 µs each."""
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
@@ -128,7 +128,7 @@ async def _recorded(
         select(c.profile, day.label("day"), renewal.label("renewal"), func.count().label("number"))
         .where(c.client == client, c.state != State.ABANDONED)
         .where(c.created_at >= min(epoch(since), epoch(year_begins(year))))
-        .group_by(c.profile, day, renewal)
+        .group_by(c.profile, "day", "renewal")  # by name: PostgreSQL takes two parameters for two expressions
     )
     return (await connection.execute(query)).all()
 
@@ -141,7 +141,9 @@ async def _live(connection: AsyncConnection, client: str, now: int) -> Sequence[
         select(
             ends.label("ends"), life.label("life"), case((has_successor(), 0), else_=1).label("alone"), c.not_after
         )
-        .where(c.client == client, c.state == State.ISSUED, c.revoked_at.is_(None), c.not_after >= now)
+        # created_at only leads SQLite to the index of the client: it would take that of all issued certificates.
+        .where(c.client == client, c.created_at > 0)
+        .where(c.state == State.ISSUED, c.revoked_at.is_(None), c.not_after >= now)
         .subquery()
     )
     r = rows.c

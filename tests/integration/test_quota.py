@@ -1,6 +1,7 @@
 """The yearly quota of a client: counted in the transactions, never exceeded, refused item by item."""
 
 import asyncio
+import dataclasses
 import datetime as dt
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -8,12 +9,25 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
+from pkix.names import serial_hex
 from server.app import Parts
 from server.auth.clients import Client
 from server.errors import QuotaExhausted, StorageError
 from server.issuance.order import IssuedCertificate
 from server.storage.schema import clients
-from tests.support.authority import MovableClock, Prepared, Table, authority, order, prepare, software_config
+from server.usage import gauges as gauges_module
+from server.usage.gauges import UsageGauges
+from server.usage.report import UsageReports
+from tests.support.authority import (
+    MovableClock,
+    Prepared,
+    Table,
+    authority,
+    order,
+    prepare,
+    quiet_logger,
+    software_config,
+)
 
 TAX = Client(name="tax", profiles=("*",), names=("*",))
 FREE = Client(name="free", profiles=("*",), names=("*",))
@@ -128,3 +142,59 @@ async def test_intent_that_a_crash_left_is_given_back_to_its_own_year(
     await parts.issuance.recover()
     assert counted(home) == {year: 2}
     assert kept(home) == 2
+
+
+async def test_metrics_tell_quota_and_use(parts: Parts, clock: MovableClock) -> None:
+    gauges = UsageGauges(parts.database, clock, parts.metrics, quiet_logger())
+    await allow(parts, 5)
+    await ask(parts, 2)
+
+    def told(name: str) -> float | None:
+        return parts.registry.get_sample_value(f"certmill_client_{name}_certificates", {"client": "tax"})
+
+    await gauges.refresh()
+    assert (told("quota"), told("used")) == (5, 2)
+    await allow(parts, None)
+    clock.advance(days=1)  # a new year
+    await gauges.refresh()
+    assert (told("quota"), told("used")) == (None, 0)
+
+
+async def test_gauges_outlive_a_database_that_is_gone_for_a_while(
+    parts: Parts, clock: MovableClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds = 0
+
+    class Gauges(UsageGauges):
+        async def refresh(self) -> None:
+            nonlocal rounds
+            rounds += 1
+            if rounds == 1:
+                raise StorageError("gone")
+            raise asyncio.CancelledError
+
+    monkeypatch.setattr(gauges_module, "INTERVAL_S", 0)
+    with pytest.raises(asyncio.CancelledError):
+        await Gauges(parts.database, clock, parts.metrics, quiet_logger()).run()
+    assert rounds == 2
+
+
+async def test_usage_counts_renewals_apart_from_new_ones_and_leaves_out_what_was_renewed(
+    parts: Parts, clock: MovableClock
+) -> None:
+    await allow(parts, 100)
+    clock.now = clock.now.replace(year=clock.now.year + 1, month=6, day=30, hour=12)
+    first, *_ = await ask(parts, 4)
+    assert isinstance(first, IssuedCertificate)
+    old = serial_hex(first.serial)
+    await parts.issuance.issue(dataclasses.replace(order("0.example.gov", client=TAX), renews=old))
+    clock.advance(days=179)  # 26 December: all are due for renewal since they have 200 days, and end in 20 days
+    report = await UsageReports(parts.database, clock).of("tax")
+    assert (report.used, report.remaining, report.live) == (5, 95, 5)
+    assert report.by_month[f"{clock.now.year}-06"] == 5
+    assert report.by_profile == {"tls-server": 5}
+    assert (report.expiring.days_30, report.expiring.days_90) == (4, 4)  # not the one that was renewed
+    assert report.forecast.scheduled_renewals == 4
+    assert report.forecast.year_end == 9
+    nobody = await UsageReports(parts.database, clock).of("nobody")
+    assert (nobody.used, nobody.live, nobody.forecast.year_end) == (0, 0, 0)

@@ -1,6 +1,7 @@
 """Renewal: the same holder, subject and names, once; decided in the issuing transaction."""
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -14,9 +15,12 @@ from pkix.crl import RevocationReason
 from pkix.names import SerialNumber, serial_hex
 from server.app import Parts
 from server.auth.clients import Client
-from server.errors import AlreadyRenewed, NotFound, NotPermitted, RenewalRefused, StorageError
+from server.clock import epoch
+from server.errors import AlreadyRenewed, NotFound, NotPermitted, Overloaded, RenewalRefused, StorageError
 from server.issuance.catalogue import Catalogue
 from server.issuance.order import IssuedCertificate
+from server.issuance.records import IssuanceRecords
+from server.issuance.succession import Succession
 from server.keys.hierarchy import ISSUING
 from server.renewal.service import Renewals
 from tests.support.authority import (
@@ -151,10 +155,10 @@ async def test_expired_certificate_is_renewed_within_the_days_of_grace(
 async def test_of_many_renewals_at_once_one_succeeds(parts: Parts, renewals: Renewals, home: Path) -> None:
     old = await issued(parts)
 
-    async def attempt() -> IssuedCertificate | AlreadyRenewed:
+    async def attempt() -> IssuedCertificate | AlreadyRenewed | Overloaded:
         try:
             return await renew(renewals, old)
-        except AlreadyRenewed as error:
+        except (AlreadyRenewed, Overloaded) as error:
             return error
 
     async with asyncio.TaskGroup() as group:
@@ -162,6 +166,15 @@ async def test_of_many_renewals_at_once_one_succeeds(parts: Parts, renewals: Ren
     answers = [task.result() for task in tasks]
     assert sum(isinstance(answer, IssuedCertificate) for answer in answers) == 1
     assert Table(home).states() == ["issued", "issued"]
+
+
+async def test_second_renewal_in_one_batch_is_refused_alone(parts: Parts, home: Path, clock: MovableClock) -> None:
+    renewing = dataclasses.replace(order(), renews=serial_hex((await issued(parts)).serial))
+    twins = [await parts.issuance.prepare(renewing) for _ in range(2)]
+    records = IssuanceRecords(parts.database, ISSUING, [Succession(ISSUING, grace_days=0).check])
+    refused = await records.record_intents(twins, epoch(clock()))
+    assert [(index, type(error)) for index, error in refused.items()] == [(1, Overloaded)]
+    assert Table(home).states() == ["issued", "intent"]
 
 
 async def test_repeated_renewal_gets_its_successor_even_when_the_old_one_is_revoked_by_then(

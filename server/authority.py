@@ -4,17 +4,20 @@ import asyncio
 import contextlib
 import signal
 import ssl
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+from aiohttp import web
 from structlog.typing import FilteringBoundLogger
 
 from server import __version__
 from server.app import Parts, open_parts, renew_responder
+from server.batches.service import Batches
 from server.clock import utc_now
 from server.config import Config, default_toml
+from server.enrol.batches import BatchApi
 from server.enrol.rest import RestApi
 from server.errors import ServerError
 from server.home import Home, exclusive, write_file
@@ -107,7 +110,15 @@ async def _listen(stack: AsyncExitStack, parts: Parts, tls: ssl.SSLContext, loop
         clock=parts.clock,
         body_deadline_s=listen.body_deadline_s,
     )
-    api = application([*rest.routes(), *docs.routes()], around("api"), max_body_bytes=listen.max_body_bytes)
+    bulk = BatchApi(
+        registry=parts.clients,
+        batches=parts.batches,
+        body_deadline_s=parts.config.batches.body_deadline_s,
+        patience_s=listen.body_deadline_s,
+    )
+    routes = [*rest.routes(), *bulk.routes(), *docs.routes()]
+    api = application(routes, around("api"), max_body_bytes=listen.max_body_bytes)
+    api.on_shutdown.append(_let_followers_go(parts.batches))
     await stack.enter_async_context(listening(api, setting="listen.api", address=listen.api, tls=tls))
     admin = AdminApi(
         registry=parts.registry,
@@ -116,6 +127,13 @@ async def _listen(stack: AsyncExitStack, parts: Parts, tls: ssl.SSLContext, loop
     )
     app = application([*admin.routes(), *docs.routes()], around("admin"), max_body_bytes=_ADMIN_BODY_BYTES)
     await stack.enter_async_context(listening(app, setting="listen.admin", address=listen.admin))
+
+
+def _let_followers_go(batches: Batches) -> Callable[[web.Application], Awaitable[None]]:
+    async def close(_app: web.Application) -> None:
+        batches.close()
+
+    return close
 
 
 def _worker_sockets(parts: Parts) -> dict[str, Path]:
@@ -151,6 +169,7 @@ class Background:
         await self._group.__aenter__()
         parts = self._parts
         loops = [parts.refresher.run(), parts.reconciler.run(), parts.commitments.run(), self._maintain()]
+        loops += [parts.batches.runner.run(), parts.batches.tidy()]
         for loop in [*loops, *(publisher.run() for publisher in parts.crl_publishers)]:
             task = self._group.create_task(loop)
             task.add_done_callback(lambda _task: self.ended.set())

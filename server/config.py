@@ -17,6 +17,7 @@ from msgspec import Meta
 
 from pkix.algorithms import KeyAlgorithm
 from server.errors import ConfigError
+from server.settings.batches import BatchesSection
 from server.settings.explain import explain, moved, no_such_variable, toml_error
 from server.settings.numbers import PLAN, complete_plan, read_weights
 from server.settings.section import Count, Section
@@ -160,6 +161,7 @@ class Config(Section, frozen=True, kw_only=True):
     weights: dict[str, int] = msgspec.field(default_factory=dict)
     plan: dict[str, int] = msgspec.field(default_factory=lambda: dict(PLAN))
     issuance: IssuanceSection = IssuanceSection()
+    batches: BatchesSection = BatchesSection()
     ocsp: OcspSection = OcspSection()
     crl: CrlSection = CrlSection()
     log: LogSection = LogSection()

@@ -124,7 +124,7 @@ class RestApi:
         )
 
     async def _client(self, request: web.Request) -> Client:
-        return await self.registry.identify(_peer_certificate(request))
+        return await self.registry.identify(peer_certificate(request))
 
     def _order(self, request: web.Request, client: Client, body: bytes) -> Order:
         if request.content_type == PKCS10:
@@ -140,7 +140,7 @@ class RestApi:
             csr=csr,
             request_id=request[REQUEST_ID],
             lifetime=None if days is None else dt.timedelta(days=days),
-            idempotency_key=_idempotency_key(request),
+            idempotency_key=idempotency_key(request),
             asked=names,
         )
 
@@ -179,7 +179,8 @@ class RestApi:
         )
 
 
-def _peer_certificate(request: web.Request) -> bytes | None:
+def peer_certificate(request: web.Request) -> bytes | None:
+    """Return the client certificate of the connection (DER)."""
     transport = request.transport
     tls = None if transport is None else transport.get_extra_info("ssl_object")
     return tls.getpeercert(binary_form=True) if isinstance(tls, ssl.SSLObject) else None
@@ -203,7 +204,8 @@ def asked_names(asked: messages.CertificateRequest) -> AskedNames | None:
     return found if found.as_json else None
 
 
-def _idempotency_key(request: web.Request) -> str | None:
+def idempotency_key(request: web.Request) -> str | None:
+    """Return the call's key; raises `InvalidRequest`."""
     key = request.headers.get("Idempotency-Key")
     if key is not None and not _KEY.fullmatch(key):
         raise InvalidRequest(

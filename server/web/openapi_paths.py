@@ -5,6 +5,7 @@ from typing import get_args
 
 from server.enrol.messages import Status
 from server.enrol.rest import FILTERS, MAX_PAGE, PEM_CHAIN, PKCS10
+from server.web.openapi_batches import batch_paths
 
 _JSON = "application/json"
 _CSR_PEM = (
@@ -45,6 +46,7 @@ def paths(profile_schema: Mapping[str, object]) -> dict[str, object]:
         "/v1/certificates": {"post": _create(profile_schema), "get": _search()},
         "/v1/certificates/{serial}": {"get": _read(), "parameters": [_serial()]},
         "/v1/certificates/{serial}/revocation": {"post": _revoke(), "parameters": [_serial()]},
+        **batch_paths(profile_schema),
         "/openapi.json": {"get": _document("This document", "openapi", _JSON, {"type": "object"})},
         "/docs": {"get": _document("This reference for people", "docs", "text/html", {"type": "string"})},
     }

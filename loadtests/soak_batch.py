@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from rich.progress import Progress
 
+from server.keys.hierarchy import ISSUING
 from tests.support.certmill import RunningCertmill, certmill
 
 MEMORY_BOUND_MB = 200
@@ -145,9 +146,9 @@ class Soak:
         own = "from certificates where client = 'demo' and state = 'issued' and profile like 'tls-server%'"
         issued, serials = connection.execute(f"select count(*), count(distinct serial) {own}").fetchone()
         (bound,) = connection.execute(
-            "select count(distinct c.serial) from job_rows r join certificates c on c.serial = r.serial "
-            "where r.job = ? and c.state = 'issued'",
-            [batch_id],
+            "select count(distinct c.serial) from job_rows r join certificates c "
+            "on c.issuer = ? and c.serial = r.serial where r.job = ? and c.state = 'issued'",
+            [ISSUING, batch_id],
         ).fetchone()
         connection.close()
         if states != {"issued": self.count}:

@@ -50,8 +50,8 @@ def _create(profile_schema: Mapping[str, object]) -> dict[str, object]:
             "The rows are read as they arrive. What is wrong with a row's values fails that row, in its result; "
             "a body that cannot be read, or a column that nobody knows, is refused as a whole, nothing is kept. "
             "CSV has a header with `csr` and any of `reference`, `profile`, `validity_days`, `dns`, `ip`, "
-            "`email`, `uri` (several values separated by blanks) and subject attributes; comma, semicolon or tab; UTF-8 or "
-            "UTF-16."
+            "`email`, `uri` (several values separated by blanks) and subject attributes; comma, semicolon or tab; "
+            "UTF-8 or UTF-16."
         ),
         "parameters": [
             {

@@ -34,6 +34,8 @@ CHUNK = 500
 _ROWS_AT_A_TIME = 50
 """Rows that are checked before others have their turn on the event loop: some 2 ms."""
 
+_ARRIVED = [state for state in JobState if state is not JobState.RECEIVING]
+
 Read = Callable[[], Awaitable[bytes]]
 """Returns the next piece of the body, empty at its end."""
 
@@ -135,7 +137,7 @@ class Intake:
         found = await self._records.half_received(self._authority)
         left = [job_id for job_id in found if job_id not in self._receiving]
         for job_id in left:
-            await self._records.remove(job_id)
+            await self._records.remove(job_id, but_for=_ARRIVED)
         return len(left)
 
     async def _receive(self, asked: Asked, job_id: str, read: Read) -> Job:
@@ -229,6 +231,6 @@ class Intake:
     async def _forget(self, job_id: str) -> None:
         """Remove what has arrived; if that fails now, the next round of `remove_left_overs` does it."""
         try:
-            await self._records.remove(job_id)
+            await self._records.remove(job_id, but_for=_ARRIVED)
         except ServerError as error:
             self._logger.warning("a broken batch is removed later", job=job_id, error=str(error))

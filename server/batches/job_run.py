@@ -94,7 +94,7 @@ class JobRun:
                     break
                 after = chunk[-1].number
                 await self._feed(chunk, client, rows)
-                await self._flush(at_least=CHUNK)
+                await self._flush()
         await self._flush()
 
     async def _pending(self, after: int) -> Sequence[AnyRow] | None:
@@ -206,9 +206,9 @@ class JobRun:
         self._outcomes.append(Outcome(number=number, state=RowState.FAILED, problem=problem))
         return RowState.FAILED
 
-    async def _flush(self, *, at_least: int = 1) -> None:
+    async def _flush(self) -> None:
         """Write the gathered ends down; when the database does not take them, again and again until stopped."""
-        while len(self._outcomes) >= at_least:
+        while self._outcomes:
             outcomes, self._outcomes = self._outcomes, []
             try:
                 await self._engine.work.finish_rows(self.job.id, outcomes)

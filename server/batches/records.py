@@ -128,12 +128,18 @@ class JobRecords:
         async with self._database.read() as connection:
             return (await connection.execute(query)).all()
 
-    async def remove(self, job_id: str) -> None:
-        """Remove a job and its rows, in pieces that hold nobody up. The certificates stay."""
+    async def remove(self, job_id: str, *, but_for: Sequence[JobState] = OPEN) -> None:
+        """Remove a job and its rows, in pieces that hold nobody up. The certificates stay.
+
+        Nothing happens to a job that is in one of the states `but_for`: what seemed to fail may have been done.
+        """
         r = job_rows.c
         some = select(r.number).where(r.job == job_id).order_by(r.number).limit(REMOVED_AT_A_TIME)
+        state = select(jobs.c.state).where(jobs.c.id == job_id)
         while True:
             async with self._database.write() as connection:
+                if (await connection.execute(state)).scalar_one_or_none() in but_for:
+                    return
                 done = await connection.execute(delete(job_rows).where(r.job == job_id, r.number.in_(some)))
                 if done.rowcount < REMOVED_AT_A_TIME:
                     await connection.execute(delete(jobs).where(jobs.c.id == job_id))

@@ -64,7 +64,8 @@ class BatchApi:
         """Take a batch in."""
         client = await self._client(request)
         asked = _asked(request, client)
-        client.require_profile(asked.profile)
+        if asked.profile:
+            client.require_profile(asked.profile)
         read = body_pieces(request, deadline_s=self.body_deadline_s, patience_s=self.patience_s)
         job, replayed = await self.batches.receive(asked, read)
         headers = {"Location": f"/v1/batches/{job.id}", "Cache-Control": "no-store"}

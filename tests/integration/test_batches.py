@@ -5,7 +5,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -21,6 +21,7 @@ from server.errors import (
     IdempotencyConflict,
     NotFound,
     Overloaded,
+    StorageError,
     TooManyBatches,
 )
 from server.storage.schema import JobState
@@ -158,6 +159,21 @@ async def test_what_a_crash_left_of_an_arriving_batch_is_removed_at_the_next_sta
 def _asked(**values: Any) -> Asked:
     base = {"client": "ministry", "profile": "tls-server", "media_type": "application/x-ndjson", "request_id": "r"}
     return Asked(**{**base, **values})
+
+
+async def test_a_batch_whose_arrival_only_seemed_to_fail_is_kept(
+    parts: Parts, table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    received = parts.batches._records.received
+
+    async def doubtful(*arguments: Any, **more: Any) -> NoReturn:
+        await received(*arguments, **more)
+        raise StorageError("the connection was lost after the commit")
+
+    monkeypatch.setattr(parts.batches._records, "received", doubtful)
+    with pytest.raises(StorageError):
+        await send(parts, good_rows(2), idempotency_key="k")
+    assert table.rows("select state, rows from jobs") == [("queued", 2)]
 
 
 async def test_a_key_names_one_batch(parts: Parts, table: Table) -> None:

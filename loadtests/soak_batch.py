@@ -61,7 +61,8 @@ class Soak:
     figures: dict[str, float] = field(default_factory=dict)
     growth_mb: float = 0.0
     base_mb: float = 0.0
-    pid: int = 0
+    growth_mapped_mb: float = 0.0
+    base_mapped_mb: float = 0.0
 
     def run(self, progress: Progress) -> None:
         """Send the batch, kill, wait for its end, judge."""
@@ -73,6 +74,7 @@ class Soak:
         self.figures["seconds"] = time.monotonic() - began
         self.figures["rows_per_s"] = self.count / (self.figures["seconds"] - self.figures["upload_s"])
         self.figures["memory_growth_mb"] = self.growth_mb
+        self.figures["mapped_growth_mb"] = self.growth_mapped_mb
         self._judge(batch["id"])
 
     def _send(self) -> dict[str, str]:
@@ -131,11 +133,13 @@ class Soak:
             status = Path(f"/proc/{pid}/status").read_text()
         except OSError:
             return
-        resident = next((int(line.split()[1]) / 1024 for line in status.splitlines() if "VmRSS" in line), 0.0)
-        if pid != self.pid:
-            self.pid = pid
-            self.base_mb = self.base_mb or resident  # of the first, idle: a later one begins in the midst of work
-        self.growth_mb = max(self.growth_mb, resident - self.base_mb)
+        kinds = {line.split(":")[0]: int(line.split()[1]) / 1024 for line in status.splitlines() if "kB" in line}
+        # RssFile are pages of files: mostly of the response store, which the kernel takes back when it needs them.
+        own, mapped = kinds.get("RssAnon", 0.0), kinds.get("RssFile", 0.0)
+        self.base_mb = self.base_mb or own  # of the first process, idle: a later one begins in the midst of work
+        self.base_mapped_mb = self.base_mapped_mb or mapped
+        self.growth_mb = max(self.growth_mb, own - self.base_mb)
+        self.growth_mapped_mb = max(self.growth_mapped_mb, mapped - self.base_mapped_mb)
 
     def _judge(self, batch_id: str) -> None:
         """Ask the database, not the API."""

@@ -11,13 +11,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from pkix.profile import Profile
 from server.auth.clients import Client, ClientRegistry
 from server.batches.backoff import NOTHING_DONE, PASSING, Backoff
 from server.batches.job import Counts, Job
 from server.batches.rows import as_json, asked_names, csr_bytes, decode_row
 from server.batches.work import Outcome, WorkRecords
 from server.clock import epoch
-from server.errors import ServerError
+from server.errors import InvalidRequest, ServerError
 from server.ground import Ground
 from server.issuance.order import BatchRow, Order
 from server.issuance.profiles import ProfileRegistry
@@ -153,9 +154,10 @@ class JobRun:
 
     async def _work_off(self, row: AnyRow, client: Client) -> RowState | None:
         """Return the end of a row, None if the job stops before it has one; raises what is to be told of it."""
-        order = self._order(row, client)
+        order: Order | None = None
         while True:
             try:
+                order = order or await self._order(row, client)
                 if self.job.dry_run:
                     await self._engine.issuance.prepare(order)
                     self._outcomes.append(Outcome(number=row.number, state=RowState.CHECKED))
@@ -182,9 +184,18 @@ class JobRun:
             except ServerError as again:
                 error = again
 
-    def _order(self, row: AnyRow, client: Client) -> Order:
+    async def _profile(self, identity: str) -> Profile:
+        """Return a profile version, also one that another authority has activated since we read them."""
+        profiles = self._engine.profiles
+        try:
+            return profiles.version(identity)
+        except InvalidRequest:
+            await profiles.refresh()
+            return profiles.version(identity)
+
+    async def _order(self, row: AnyRow, client: Client) -> Order:
         request = decode_row(row.request)
-        profile = self._engine.profiles.version(request.profile or self.job.profile)
+        profile = await self._profile(request.profile or self.job.profile)
         client.require_profile(profile.name)
         days = request.validity_days
         return Order(

@@ -16,8 +16,9 @@ import msgspec
 from msgspec import Meta
 
 from pkix.asked import AskedNames
+from pkix.attributes import BY_NAME
 from pkix.errors import MalformedCsr
-from pkix.profile import SUBJECT_ATTRIBUTES, Profile
+from pkix.profile import Profile
 from server.enrol.messages import Problem
 from server.errors import BrokenBatch, InvalidRequest, RequestRefused
 from server.web.problem import problem_of
@@ -49,7 +50,7 @@ class RowRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         Annotated[str, Meta(max_length=MAX_REFERENCE, description="Yours; given back with the result")] | None
     ) = None
     subject: Annotated[
-        dict[str, Text],
+        dict[str, Text | Annotated[tuple[Text, ...], Meta(max_length=10)]],
         Meta(max_length=32, description="Subject attributes by their RFC 4514 names, beside the CSR"),
     ] = {}
     names: RowNames = RowNames()
@@ -80,7 +81,7 @@ _decoder = msgspec.json.Decoder(RowRequest)
 
 def columns() -> dict[str, str]:
     """Return every column of a CSV by its name in lower case."""
-    known = (*_PLAIN_COLUMNS, *_NAME_COLUMNS, *SUBJECT_ATTRIBUTES.values())
+    known = (*_PLAIN_COLUMNS, *_NAME_COLUMNS, *BY_NAME)
     return {name.lower(): name for name in known}
 
 
@@ -175,7 +176,11 @@ def asked_names(request: RowRequest) -> AskedNames | None:
     """Return the names given beside the CSR, None if there are none."""
     names = request.names
     asked = AskedNames(
-        subject=tuple(request.subject.items()),
+        subject=tuple(
+            (name, value)
+            for name, values in request.subject.items()
+            for value in ([values] if isinstance(values, str) else values)
+        ),
         dns_names=names.dns,
         ip_addresses=names.ip,
         emails=names.email,

@@ -38,6 +38,7 @@ from tests.support.batches import (
     send,
     until,
 )
+from tests.support.profiles import TLS_CLIENT
 
 OTHER = dataclasses.replace(MINISTRY, name="other")
 
@@ -96,7 +97,7 @@ async def test_each_good_row_gets_one_certificate_and_each_bad_one_its_reason(pa
     }
     assert all(problem["remedy"] and problem["field"] == "csr" for problem in reasons.values())
     profiles = table.rows("select profile, not_after - not_before from certificates order by not_after limit 1")
-    assert profiles == [("tls-client@1", 30 * 86400 - 1)]
+    assert profiles == [(TLS_CLIENT.identity, 30 * 86400 - 1)]
     actions = [
         str(a) for (a,) in table.rows("select action from audit_log where action like 'batch.%' order by id")
     ]

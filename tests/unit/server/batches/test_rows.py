@@ -7,33 +7,40 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from pkix.errors import MalformedCsr
+from pkix.profile import Profile
 from server.batches.rows import RowChecker, asked_names, csr_bytes, decode_row
-from server.errors import BrokenBatch
-from server.issuance.profiles import ProfileRegistry
+from server.errors import BrokenBatch, InvalidRequest
 from tests.support.ca import make_csr
+from tests.support.profiles import BUILT_IN
+
+
+def named(name: str) -> Profile:
+    if name not in BUILT_IN or BUILT_IN[name].internal:
+        raise InvalidRequest("there is no profile", field="profile", remedy="use another")
+    return BUILT_IN[name]
 
 
 def checker(*, days: int | None = None, text: bool = False) -> RowChecker:
-    return RowChecker(named=ProfileRegistry().named, request_id="r-1", validity_days=days, text=text)
+    return RowChecker(named=named, request_id="r-1", validity_days=days, text=text)
 
 
 def test_a_row_is_kept_with_its_profile_version_and_validity() -> None:
     row = checker(days=90).check(7, {"csr": "x", "reference": "n 1", "profile": "tls-client"})
     assert (row.number, row.reference, row.problem) == (7, "n 1", None)
     kept = decode_row(row.request)
-    assert (kept.profile, kept.validity_days) == ("tls-client@1", 90)
+    assert (kept.profile, kept.validity_days) == (BUILT_IN["tls-client"].identity, 90)
     assert decode_row(checker(days=90).check(1, {"csr": "x", "validity_days": 5}).request).validity_days == 5
 
 
 def test_names_beside_the_csr_are_handed_over() -> None:
     row = {
         "csr": "x",
-        "subject": {"CN": "a", "O": "b"},
+        "subject": {"CN": "a", "OU": ["b", "c"]},
         "names": {"dns": ["a.gov"], "ip": ["::1"], "email": ["x@y"]},
     }
     asked = asked_names(decode_row(checker().check(1, row).request))
     assert asked is not None
-    assert asked.subject == (("CN", "a"), ("O", "b"))
+    assert asked.subject == (("CN", "a"), ("OU", "b"), ("OU", "c"))
     assert (asked.dns_names, asked.ip_addresses, asked.emails, asked.uris) == (("a.gov",), ("::1",), ("x@y",), ())
     assert asked_names(decode_row(checker().check(1, {"csr": "x"}).request)) is None
 

@@ -22,6 +22,7 @@ from pkix.names import SerialNumber
 from pkix.ocsp_response import Responder
 from pkix.weak_keys import load_known_primes
 from server.auth.clients import ClientRegistry
+from server.batches.service import Batches
 from server.clock import Clock, epoch
 from server.config import Config
 from server.ground import Ground
@@ -53,6 +54,8 @@ from signer_pool.pool import SignerPool
 _GIB = 2**30
 _ROOT_CRL_VALIDITY = dt.timedelta(days=180)
 _ROOT_CRL_INTERVAL = dt.timedelta(days=30)
+_ONLY_AUTHORITY = "-"
+"""Who claims batches, while a database belongs to one home."""
 _REPLACED = (
     f"; if it is {OCSP!r} and was replaced on purpose, remove it from every token: the next start makes another, "
     "with a certificate"
@@ -77,6 +80,7 @@ class Parts:
     clients: ClientRegistry
     publisher: StatusPublisher
     issuance: IssuanceService
+    batches: Batches
     revocation: RevocationService
     own: OwnCertificates
     crl_publishers: Sequence[CrlPublisher]
@@ -167,6 +171,17 @@ async def open_parts(
             debounce_s=config.crl.debounce_s,
             ground=ground,
         )
+        clients = ClientRegistry(database, clock, issuer_label=ISSUING)
+        batches = Batches(
+            issuance=issuance,
+            profiles=profiles,
+            clients=clients,
+            settings=config.batches,
+            issuer_label=ISSUING,
+            issuer_pem=hierarchy.issuing.certificate_pem,
+            authority=_ONLY_AUTHORITY,
+            ground=ground,
+        )
         parts = Parts(
             config=config,
             home=home,
@@ -179,9 +194,10 @@ async def open_parts(
             hierarchy=hierarchy,
             builder=builder,
             profiles=profiles,
-            clients=ClientRegistry(database, clock, issuer_label=ISSUING),
+            clients=clients,
             publisher=publisher,
             issuance=issuance,
+            batches=batches,
             revocation=RevocationService(publisher=publisher, crl_publisher=issuing_crl, ground=ground),
             own=OwnCertificates(
                 home=home,
@@ -271,6 +287,7 @@ async def _signer_pool(
 async def _recover(parts: Parts, store: LmdbStore, tag: IssuerTag) -> None:
     """Finish or close what a crash interrupted, before anybody can call."""
     await parts.issuance.recover()
+    await parts.batches.recover()
     await parts.publisher.ensure_published(_serial(parts.publisher.presigner.responder.certificate))
     await parts.reconciler.reconcile()
     for publisher in parts.crl_publishers:

@@ -5,18 +5,21 @@ import contextlib
 import signal
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+from aiohttp import web
 from structlog.typing import FilteringBoundLogger
 
 from server import __version__
 from server.app import Parts, open_parts, renew_responder
 from server.auth.rate import RateLimiter
+from server.batches.service import Batches
 from server.clock import utc_now
 from server.config import Config, default_toml
+from server.enrol.batches import BatchApi
 from server.enrol.client_rest import ClientApi
 from server.enrol.rest import RestApi
 from server.errors import ServerError
@@ -124,9 +127,15 @@ async def _listen(stack: AsyncExitStack, parts: Parts, tls: ssl.SSLContext, loop
             settings=parts.config.renewal,
         ),
     )
-    api = application(
-        [*rest.routes(), *mine.routes(), *docs.routes()], around("api"), max_body_bytes=listen.max_body_bytes
+    bulk = BatchApi(
+        registry=parts.clients,
+        batches=parts.batches,
+        body_deadline_s=parts.config.batches.body_deadline_s,
+        patience_s=listen.body_deadline_s,
     )
+    routes = [*rest.routes(), *mine.routes(), *bulk.routes(), *docs.routes()]
+    api = application(routes, around("api"), max_body_bytes=listen.max_body_bytes)
+    api.on_shutdown.append(_let_followers_go(parts.batches))
     await stack.enter_async_context(listening(api, setting="listen.api", address=listen.api, tls=tls))
     admin = AdminApi(
         registry=parts.registry,
@@ -135,6 +144,13 @@ async def _listen(stack: AsyncExitStack, parts: Parts, tls: ssl.SSLContext, loop
     )
     app = application([*admin.routes(), *docs.routes()], around("admin"), max_body_bytes=_ADMIN_BODY_BYTES)
     await stack.enter_async_context(listening(app, setting="listen.admin", address=listen.admin))
+
+
+def _let_followers_go(batches: Batches) -> Callable[[web.Application], Awaitable[None]]:
+    async def close(_app: web.Application) -> None:
+        batches.close()
+
+    return close
 
 
 def _worker_sockets(parts: Parts) -> dict[str, Path]:
@@ -171,6 +187,7 @@ class Background:
         parts = self._parts
         loops = [parts.refresher.run(), parts.reconciler.run(), parts.commitments.run(), self._maintain()]
         loops.append(UsageGauges(parts.database, parts.clock, parts.metrics, parts.logger).run())
+        loops += [parts.batches.runner.run(), parts.batches.tidy()]
         for loop in [*loops, *(publisher.run() for publisher in parts.crl_publishers)]:
             task = self._group.create_task(loop)
             task.add_done_callback(lambda _task: self.ended.set())

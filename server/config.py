@@ -17,6 +17,7 @@ from msgspec import Meta
 
 from pkix.algorithms import KeyAlgorithm
 from server.errors import ConfigError
+from server.settings.batches import BatchesSection
 from server.settings.explain import explain, moved, no_such_variable, toml_error
 from server.settings.numbers import PLAN, complete_plan, read_weights
 from server.settings.section import Count, Section
@@ -179,6 +180,7 @@ class Config(Section, frozen=True, kw_only=True):
     issuance: IssuanceSection = IssuanceSection()
     lint: LintSection = LintSection()
     renewal: RenewalSection = RenewalSection()
+    batches: BatchesSection = BatchesSection()
     ocsp: OcspSection = OcspSection()
     crl: CrlSection = CrlSection()
     log: LogSection = LogSection()

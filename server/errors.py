@@ -103,6 +103,18 @@ class IdempotencyConflict(RequestRefused):
     """The idempotency key was used before with another request."""
 
 
+class BrokenBatch(InvalidRequest):
+    """A batch cannot be read: nothing of it is kept. `detail` names the row, `field` the column."""
+
+
+class BatchTooLarge(RequestRefused):
+    """A batch has more rows or bytes than the settings allow."""
+
+
+class TooManyBatches(RequestRefused):
+    """The client has as many batches, or rows in them, as the settings allow at a time."""
+
+
 class Overloaded(ServerError):
     """A bounded queue is full, or a dependency is down for now: try again after `retry_after_s`."""
 

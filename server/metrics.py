@@ -2,6 +2,8 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from server.batches.metrics import BatchMetrics
+
 _LATENCY = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _BATCH = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
@@ -10,6 +12,7 @@ class AuthorityMetrics:
     """Every metric that the authority itself counts; the signer pool and the responder have their own."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
+        self.batches = BatchMetrics(registry)
         self.http_requests = Counter(
             "certmill_http_requests",
             "API and admin requests by route template, method and status",

@@ -14,7 +14,7 @@ from pkix.subject import CertificateNames
 from server.auth.permissions import ANY, claims, holds
 from server.clock import Clock
 from server.errors import NotAuthenticated, NotPermitted
-from server.storage.database import Database
+from server.storage.database import AnyRow, Database
 from server.storage.schema import certificates, clients
 
 _REMEMBER = dt.timedelta(seconds=1)
@@ -114,15 +114,14 @@ class ClientRegistry:
             raise _stranger("the client certificate belongs to no active client")
         if issued is None or issued.revoked_at is not None:
             raise _stranger("the client certificate is not a valid certificate of this CA")
-        return Client(
-            name=row.name,
-            profiles=tuple(row.profiles),
-            names=tuple(row.names),
-            organizations=tuple(row.organizations),
-            identifiers=tuple(row.identifiers),
-            yearly_quota=row.yearly_quota,
-            rate_per_minute=row.rate_per_minute,
-        )
+        return _client(row)
+
+    async def active(self, name: str) -> Client | None:
+        """Return what a client may do now; None if there is none of this name, or it is disabled."""
+        query = select(clients).where(clients.c.name == name)
+        async with self._database.read() as connection:
+            row = (await connection.execute(query)).one_or_none()
+        return None if row is None or row.disabled else _client(row)
 
     async def knows(self, name: str) -> bool:
         """Say whether there is a client of this name."""
@@ -145,6 +144,18 @@ class ClientRegistry:
         statement = sqlite_insert(clients).values(name=client.name, disabled=False, **values)
         async with self._database.write() as connection:
             await connection.execute(statement.on_conflict_do_update(index_elements=["name"], set_=pinned))
+
+
+def _client(row: AnyRow) -> Client:
+    return Client(
+        name=row.name,
+        profiles=tuple(row.profiles),
+        names=tuple(row.names),
+        organizations=tuple(row.organizations),
+        identifiers=tuple(row.identifiers),
+        yearly_quota=row.yearly_quota,
+        rate_per_minute=row.rate_per_minute,
+    )
 
 
 def _stranger(detail: str) -> NotAuthenticated:

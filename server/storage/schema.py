@@ -206,8 +206,13 @@ jobs = Table(
     Column("profile", String(80), nullable=False),  # name@version: frozen when the batch arrived
     Column("dry_run", Boolean, nullable=False),
     Column("idempotency_key", String(128)),
+    Column("request_sha256", LargeBinary(32)),  # of parameters and body; null while RECEIVING
     Column("request_id", String(64), nullable=False),
     Column("rows", Integer, nullable=False),
+    # How far it is, written now and then: `job_rows` is the truth, and is counted when a batch starts and ends.
+    Column("issued", Integer, nullable=False, default=0),
+    Column("failed", Integer, nullable=False, default=0),
+    Column("checked", Integer, nullable=False, default=0),
     Column("created_at", BigInteger, nullable=False),
     Column("started_at", BigInteger),
     Column("finished_at", BigInteger),
@@ -216,6 +221,7 @@ jobs = Table(
     Column("leased_until", BigInteger),
     UniqueConstraint("client", "idempotency_key"),
     Index("ix_jobs_state", "state"),
+    Index("ix_jobs_client", "client", "id"),
 )
 
 job_rows = Table(

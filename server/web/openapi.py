@@ -6,7 +6,10 @@ from typing import Any
 import msgspec
 
 from pkix.profile import Profile
+from server.batches.results import ResultRow
+from server.batches.rows import RowRequest
 from server.enrol import client_messages, messages
+from server.enrol.batch_messages import Batch, BatchList
 from server.web.openapi_paths import paths
 from server.web.problem import ALL_KINDS, CONTENT_TYPE, RETRIED, RETRY_AFTER_S
 
@@ -21,6 +24,10 @@ _TYPES = (
     client_messages.RenewalInfo,
     client_messages.RenewalRequest,
     messages.Problem,
+    RowRequest,
+    Batch,
+    BatchList,
+    ResultRow,
 )
 _ABOUT = """Certificates for the systems of a government: ask for one with a CSR, read it, revoke it.
 
@@ -41,6 +48,7 @@ def openapi_document(*, version: str, profiles: Sequence[Profile]) -> dict[str, 
         "tags": [
             {"name": "certificates", "description": "Issue, read, search and revoke"},
             {"name": "usage", "description": "Limits, usage and forecast"},
+            {"name": "batches", "description": "Many requests in one call"},
             {"name": "documentation", "description": "This reference; the admin listener has it too"},
         ],
         "security": [{"mutualTLS": []}],

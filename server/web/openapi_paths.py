@@ -5,6 +5,7 @@ from typing import get_args
 
 from server.enrol.messages import Status
 from server.enrol.rest import FILTERS, MAX_PAGE, PEM_CHAIN, PKCS10
+from server.web.openapi_batches import batch_paths
 from server.web.openapi_client_paths import client_paths
 from server.web.openapi_parts import (
     CERTIFICATE,
@@ -45,6 +46,7 @@ def paths(profile_schema: Mapping[str, object]) -> dict[str, object]:
         "/v1/certificates/{serial}": {"get": _read(), "parameters": [serial()]},
         "/v1/certificates/{serial}/revocation": {"post": _revoke(), "parameters": [serial()]},
         **client_paths(),
+        **batch_paths(profile_schema),
         "/openapi.json": {"get": _document("This document", "openapi", JSON, {"type": "object"})},
         "/docs": {"get": _document("This reference for people", "docs", "text/html", {"type": "string"})},
     }

@@ -45,6 +45,16 @@ KINDS: dict[type[BaseException], Kind] = {
         "profile-violation", 422, "The profile does not allow this request", _REQUEST
     ),
     errors.InvalidRequest: Kind("invalid-request", 400, "The request is not of the documented form", _REQUEST),
+    errors.BrokenBatch: Kind(
+        "broken-batch",
+        400,
+        "The batch cannot be read",
+        "Nothing of it was kept. Mend the row that `detail` names, then send the whole batch again.",
+    ),
+    errors.BatchTooLarge: Kind("batch-too-large", 413, "The batch is too large", "Split it into several."),
+    errors.TooManyBatches: Kind(
+        "too-many-batches", 429, "Too many batches of yours wait", "Wait until one has ended, or cancel one."
+    ),
     errors.NotAuthenticated: Kind(
         "not-authenticated", 403, "The client certificate is not accepted", "Ask the CA's operators."
     ),
@@ -117,10 +127,10 @@ def kind_of(error: BaseException) -> Kind:
     return INTERNAL
 
 
-def problem_response(error: BaseException, request_id: str) -> web.Response:
-    """Answer with the problem details of `error`; never with its internals."""
+def problem_of(error: BaseException, request_id: str) -> Problem:
+    """Return the problem details of `error`; never its internals."""
     kind = kind_of(error)
-    problem = Problem(
+    return Problem(
         type=f"/docs#{kind.slug}",
         title=kind.title,
         status=kind.status,
@@ -130,6 +140,12 @@ def problem_response(error: BaseException, request_id: str) -> web.Response:
         field=getattr(error, "field", None),
         **getattr(error, "members", {}),
     )
+
+
+def problem_response(error: BaseException, request_id: str) -> web.Response:
+    """Answer with the problem details of `error`."""
+    kind = kind_of(error)
+    problem = problem_of(error, request_id)
     headers = {"Cache-Control": "no-store"}
     if kind.status in RETRIED:
         headers["Retry-After"] = str(getattr(error, "retry_after_s", RETRY_AFTER_S))

@@ -63,8 +63,12 @@ def upgrade() -> None:
         sa.Column("profile", sa.String(80), nullable=False),
         sa.Column("dry_run", sa.Boolean(), nullable=False),
         sa.Column("idempotency_key", sa.String(128)),
+        sa.Column("request_sha256", sa.LargeBinary(32)),
         sa.Column("request_id", sa.String(64), nullable=False),
         sa.Column("rows", sa.Integer(), nullable=False),
+        sa.Column("issued", sa.Integer(), nullable=False),
+        sa.Column("failed", sa.Integer(), nullable=False),
+        sa.Column("checked", sa.Integer(), nullable=False),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.Column("started_at", sa.BigInteger()),
         sa.Column("finished_at", sa.BigInteger()),
@@ -75,6 +79,7 @@ def upgrade() -> None:
         sa.UniqueConstraint("client", "idempotency_key", name=op.f("uq_jobs_client")),
     )
     op.create_index("ix_jobs_state", "jobs", ["state"])
+    op.create_index("ix_jobs_client", "jobs", ["client", "id"])
     op.create_table(
         "job_rows",
         sa.Column("job", sa.String(32), nullable=False),

@@ -107,7 +107,7 @@ async def test_pkilint_in_a_process_that_dies_hangs_and_is_replaced(metrics: Aut
         processes.append(await LinterProcess.start())
         return processes[-1]
 
-    settings = LintSection(deadline_s=3.0)
+    settings = LintSection(deadline_s=5.0)
     async with LintPool(settings, metrics=metrics, logger=quiet_logger(), start=start, pauses_s=(0.01,)) as pool:
         assert await pool.lint(der, "pkix") == []
         assert "certificate_policies_extension_absent" in str(await pool.lint(der, "cabf-tls"))
@@ -116,7 +116,7 @@ async def test_pkilint_in_a_process_that_dies_hangs_and_is_replaced(metrics: Aut
         assert await pool.lint(der, "pkix") == []
         os.kill(processes[1].pid, signal.SIGSTOP)
         assert await pool.lint(der, "pkix") == []  # by the third, after the deadline
-        assert len(processes) == 3
+        assert len(processes) >= 3
     for process in processes:
         with pytest.raises(ProcessLookupError):
             os.kill(process.pid, 0)

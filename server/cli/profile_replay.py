@@ -11,10 +11,12 @@ from cryptography import x509
 from rich.progress import Progress
 from sqlalchemy import select
 
+from pkix.profile import Profile
 from server.cli.console import console_for
 from server.cli.guard import guarded, read_config
 from server.cli.profile_run import EXIT_DIFFERENT
 from server.clock import epoch, utc_now
+from server.config import Config
 from server.errors import ConfigError
 from server.home import Home
 from server.issuance.profile_files import read_profile_file
@@ -29,30 +31,36 @@ def replay(file: Path, *, since: dt.datetime | None, limit: int | None, as_json:
     """Print every difference, and how many there are."""
     differences = 0
 
-    async def main() -> None:
+    def work() -> None:
         nonlocal differences
         config = read_config()
         profile = read_profile_file(file).profile
-        home = Home(config.home)
-        if not home.database.exists():
-            raise ConfigError(f"{home.root} was never initialised: there is nothing to replay")
-        async with Database(home.database) as database:
-            registry = ProfileRegistry(database, utc_now)
-            await registry.refresh()
-            plan = Replay(
-                profile=profile,
-                issuer=describe_issuer(config.listen.url, ISSUING, await _issuer_certificate(database)),
-                issuer_label=ISSUING,
-                backdate=dt.timedelta(seconds=config.issuance.backdate_s),
-                registry=registry,
-                now=utc_now(),
-                since=0 if since is None else epoch(since.replace(tzinfo=dt.UTC)),
-                limit=limit,
-            )
-            counts = await _show(plan, database, as_json=as_json)
+        if not Home(config.home).database.exists():
+            raise ConfigError(f"{config.home} was never initialised: there is nothing to replay")
+        begin = 0 if since is None else epoch(since.replace(tzinfo=dt.UTC))
+        counts = uvloop.run(_replay(config, profile, begin, limit, as_json=as_json))
         differences = counts["refused"] + counts["changed"]
 
-    return guarded(lambda: uvloop.run(main())) or (EXIT_DIFFERENT if differences else 0)
+    return guarded(work) or (EXIT_DIFFERENT if differences else 0)
+
+
+async def _replay(
+    config: Config, profile: Profile, since: int, limit: int | None, *, as_json: bool
+) -> Counter[str]:
+    async with Database(Home(config.home).database) as database:
+        registry = ProfileRegistry(database, utc_now)
+        await registry.refresh()
+        plan = Replay(
+            profile=profile,
+            issuer=describe_issuer(config.listen.url, ISSUING, await _issuer_certificate(database)),
+            issuer_label=ISSUING,
+            backdate=dt.timedelta(seconds=config.issuance.backdate_s),
+            registry=registry,
+            now=utc_now(),
+            since=since,
+            limit=limit,
+        )
+        return await _show(plan, database, as_json=as_json)
 
 
 async def _issuer_certificate(database: Database) -> x509.Certificate:

@@ -4,7 +4,7 @@ Each function returns the exit code: 1 when something is wrong or differs.
 """
 
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -32,9 +32,9 @@ _DEEP = 2  # dots in subject.O.presence
 def list_profiles(*, as_json: bool) -> int:
     """Print the profiles of the files, with what is recorded about them."""
 
-    async def work(home: Home) -> None:
+    def work(home: Home) -> None:
         files = read_profile_files(home.profiles)
-        recorded = {f"{row.name}@{row.version}": row.activated_at for row in await _recorded(home)}
+        recorded = {f"{row.name}@{row.version}": row.activated_at for row in _recorded(home)}
         rows = [_summary(file, recorded.get(file.profile.identity)) for file in files]
         if as_json:
             _print_json({"profiles": rows})
@@ -64,8 +64,8 @@ def lint(paths: Sequence[Path], *, as_json: bool) -> int:
 def show(which: str, *, as_json: bool) -> int:
     """Print one profile."""
 
-    async def work(home: Home) -> None:
-        file = await _find(home, which)
+    def work(home: Home) -> None:
+        file = _find(home, which)
         if as_json:
             _print_json(plain(file.profile))
         else:
@@ -78,9 +78,9 @@ def diff(before: str, after: str, *, as_json: bool) -> int:
     """Print what two profiles say differently."""
     found = 0
 
-    async def work(home: Home) -> None:
+    def work(home: Home) -> None:
         nonlocal found
-        first, second = await _find(home, before), await _find(home, after)
+        first, second = _find(home, before), _find(home, after)
         differences = differing(first.profile, second.profile)
         found = len(differences)
         if as_json:
@@ -103,11 +103,8 @@ def differing(before: Profile, after: Profile) -> dict[str, list[object]]:
     return found
 
 
-def _run(work: Callable[[Home], Awaitable[None]]) -> int:
-    async def main() -> None:
-        await work(Home(read_config().home))
-
-    return guarded(lambda: uvloop.run(main()))
+def _run(work: Callable[[Home], None]) -> int:
+    return guarded(lambda: work(Home(read_config().home)))
 
 
 def _lint(path: Path) -> tuple[Path, str | None, list[str]]:
@@ -118,14 +115,15 @@ def _lint(path: Path) -> tuple[Path, str | None, list[str]]:
     return path, file.profile.identity, [f"{path}: {finding}" for finding in sample_findings(file.profile)]
 
 
-async def _recorded(home: Home) -> list[AnyRow]:
-    if not home.database.exists():
-        return []
-    async with Database(home.database) as database:
-        return await ProfileRegistry(database, utc_now).recorded()
+def _recorded(home: Home) -> list[AnyRow]:
+    async def read() -> list[AnyRow]:
+        async with Database(home.database) as database:
+            return await ProfileRegistry(database, utc_now).recorded()
+
+    return uvloop.run(read()) if home.database.exists() else []
 
 
-async def _find(home: Home, which: str) -> ProfileFile:
+def _find(home: Home, which: str) -> ProfileFile:
     """Return a profile by file, name or name@version; raises `ConfigError`."""
     if which.endswith(".toml") or "/" in which:
         return read_profile_file(Path(which))
@@ -133,7 +131,7 @@ async def _find(home: Home, which: str) -> ProfileFile:
     found = next((file for file in files if which in {file.profile.name, file.profile.identity}), None)
     if found is not None:
         return found
-    rows = await _recorded(home)
+    rows = _recorded(home)
     row = next((row for row in rows if which == f"{row.name}@{row.version}"), None)
     if row is None:
         names = ", ".join(sorted({file.profile.name for file in files}))

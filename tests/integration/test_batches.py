@@ -305,6 +305,20 @@ async def test_a_profile_that_is_no_longer_permitted_fails_the_rows(parts: Parts
     assert (await results(parts, job))[0]["problem"]["type"] == "/docs#not-permitted"
 
 
+async def test_a_version_that_another_authority_has_activated_is_read_when_it_is_needed(
+    parts: Parts, table: Table
+) -> None:
+    job = await send(parts, [*good_rows(2), {"csr": csr_text("a.gov"), "profile": "tls-client"}])
+    ((toml, version),) = table.rows("select toml, version from profile_versions where name = 'tls-server'")
+    later = str(toml).replace(f"version = {version}", "version = 99")
+    table.rows("insert into profile_versions values ('tls-server', 99, x'00', ?, 0)", later)
+    table.rows("update jobs set profile = 'tls-server@99'")
+    async with runner(parts):
+        job = await ended(parts, job)
+    assert (job.issued, job.failed) == (3, 0)
+    assert table.rows("select count(*) from certificates where profile = 'tls-server@99'") == [(2,)]
+
+
 async def test_cancelled_is_for_ever_and_keeps_what_is_issued(parts: Parts, table: Table) -> None:
     job = await send(parts, good_rows(1200))
     async with runner(parts):

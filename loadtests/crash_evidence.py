@@ -72,6 +72,7 @@ class Evidence:
             *self._rows_are_whole(rows, audit),
             *self._acknowledged_are_there(journal, rows, audit),
             *self._answers_are_true(rows, journal),
+            *self._batches_are_whole(rows),
             *self._nothing_was_signed_in_secret(rows),
         ]
 
@@ -157,6 +158,22 @@ class Evidence:
             expected = ocsp.OCSPCertStatus.REVOKED if revoked else ocsp.OCSPCertStatus.GOOD
             if says.certificate_status is not expected:
                 yield f"{serial} is answered {says.certificate_status.name}, it is {expected.name}"
+
+    def _batches_are_whole(self, rows: Rows) -> Iterator[str]:
+        issued = {row["serial"] for row in rows if row["state"] == "issued"}
+        given = self._query("select job, number, state, serial from job_rows")
+        yield from (
+            f"row {row['number']} of {row['job']} is pending" for row in given if row["state"] == "pending"
+        )
+        serials = Counter(row["serial"] for row in given if row["state"] == "issued")
+        yield from (
+            f"{serial} is the certificate of {count} rows" for serial, count in serials.items() if count > 1
+        )
+        yield from (f"LOST: a row has {serial}, which is not issued" for serial in set(serials) - issued)
+        used = sum(row["issued"] for row in self._query("select issued from client_usage where client = 'demo'"))
+        own = sum(row["state"] == "issued" and row["client"] == "demo" for row in rows)
+        if used != own:
+            yield f"{used} certificates are counted for the client, it has {own}"
 
     def _nothing_was_signed_in_secret(self, rows: Rows) -> Iterator[str]:
         if not (self._home / WITNESS).exists():  # nobody was to die there

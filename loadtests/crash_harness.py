@@ -27,7 +27,7 @@ from server.milestones import Step
 from tests.support.postgres import postgres_server
 
 FSYNCS = 8
-_LATEST = {"issue": 12, "abandon": 3, "revoke": 6, "answer": 6, "crl": 3}
+_LATEST = {"issue": 12, "abandon": 3, "revoke": 6, "answer": 6, "crl": 3, "batch": 1}
 """At which passing a step under load kills, at the latest."""
 _AT_START = ("recover.*", "crl.*", "answer.*")
 _RESULT = Path("build/crash/crash.json")

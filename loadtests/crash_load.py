@@ -27,6 +27,8 @@ REPEAT_S = 30.0
 _PATIENCE_S = 20.0
 _UNSENT = "no-key-"
 _REPEATERS = 4
+_ROWS = 24
+_BETWEEN_BATCHES_S = 0.5
 _REFUSED_S = 0.05
 
 
@@ -40,11 +42,16 @@ class Issued:
 
 @dataclass
 class Journal:
-    """What was asked for, by idempotency key and by serial number, and what was acknowledged of it."""
+    """What was asked for, by idempotency key and by serial number, and what was acknowledged of it.
+
+    `batches`: NDJSON by key; `taken`: the ids of those that were acknowledged.
+    """
 
     path: Path
     csrs: dict[str, bytes] = field(default_factory=dict)
     issued: dict[str, Issued] = field(default_factory=dict)
+    batches: dict[str, bytes] = field(default_factory=dict)
+    taken: dict[str, str] = field(default_factory=dict)
     revoking: set[str] = field(default_factory=set)
     revoked: set[str] = field(default_factory=set)
     refused: Counter[str] = field(default_factory=Counter)
@@ -83,6 +90,13 @@ class Journal:
         self._write({"revoked": serial})
         with self._lock:
             self.revoked.add(serial)
+
+    def acknowledge_batch(self, key: str, batch: str) -> None:
+        """Write down a batch that was taken in; the same key must always have the same one."""
+        self._write({"key": key, "batch": batch})
+        with self._lock:
+            if self.taken.setdefault(key, batch) != batch:
+                self.wrong.append(f"batch {key} became {self.taken[key]}, then {batch}")
 
     def refuse(self, status: int, body: bytes) -> None:
         """Count an answer that is no success: only a clear 503 is right."""
@@ -143,9 +157,31 @@ class Caller:
         self._journal.acknowledge_revocation(serial)
         return True
 
-    def _post(self, path: str, body: Mapping[str, object], headers: Mapping[str, str]) -> tuple[int, bytes]:
+    def submit(self, key: str) -> bool:
+        """Hand in a batch; False if it was refused."""
+        body, headers = (
+            self._journal.batches[key],
+            {"Idempotency-Key": key, "Content-Type": "application/x-ndjson"},
+        )
+        status, answer = self._post("/v1/batches?profile=tls-server", body, headers)
+        if status != http.client.ACCEPTED:
+            self._journal.refuse(status, answer)
+            return False
+        self._journal.acknowledge_batch(key, json.loads(answer)["id"])
+        return True
+
+    def batch(self, batch: str) -> dict[str, Any]:
+        """Ask how far a batch is."""
+        self._connection.request("GET", f"/v1/batches/{batch}")
+        answer: dict[str, Any] = json.loads(self._connection.getresponse().read())
+        return answer
+
+    def _post(
+        self, path: str, body: Mapping[str, object] | bytes, headers: Mapping[str, str]
+    ) -> tuple[int, bytes]:
         sent = {"Content-Type": "application/json", **headers}
-        self._connection.request("POST", path, json.dumps(body).encode(), sent)
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self._connection.request("POST", path, data, sent)
         response = self._connection.getresponse()
         return response.status, response.read()
 
@@ -155,15 +191,25 @@ def is_sent(key: str) -> bool:
     return not key.startswith(_UNSENT)
 
 
+def _batch() -> bytes:
+    """Make a batch in which one row must fail."""
+    rows = [{"csr": make_csr(f"{secrets.token_hex(8)}.example.gov").decode()} for _ in range(_ROWS - 1)]
+    return b"".join(json.dumps(row).encode() + b"\n" for row in [*rows, {"csr": "none"}])
+
+
 class Load:
-    """Some callers at once, each in a thread, that call until the server is gone or they are told to stop."""
+    """Some callers at once, each in a thread, that call until the server is gone or they are told to stop.
+
+    One more hands in batches, three at most.
+    """
 
     def __init__(self, running: RunningCertmill, journal: Journal, *, callers: int = 8) -> None:
         self._running = running
         self._journal = journal
         self._stop = threading.Event()
         self._context = running.tls()
-        self._threads = [threading.Thread(target=self._call, daemon=True) for _ in range(callers)]
+        works = [self._call] * callers + [self._submit]
+        self._threads = [threading.Thread(target=work, daemon=True) for work in works]
 
     def __enter__(self) -> "Load":
         for thread in self._threads:
@@ -191,6 +237,20 @@ class Load:
         finally:
             caller.close()
 
+    def _submit(self) -> None:
+        caller = Caller(self._running, self._context, self._journal)
+        try:
+            for _ in range(3):
+                key = f"batch-{secrets.token_hex(8)}"
+                self._journal.batches[key] = _batch()
+                caller.submit(key)
+                if self._stop.wait(_BETWEEN_BATCHES_S):
+                    return
+        except LOST:
+            return
+        finally:
+            caller.close()
+
 
 def repeat_open_calls(running: RunningCertmill, journal: Journal) -> None:
     """Ask again for everything without an answer, and for some that has one; notes what stays refused."""
@@ -213,10 +273,31 @@ def repeat_open_calls(running: RunningCertmill, journal: Journal) -> None:
         finally:
             caller.close()
 
-    with ThreadPoolExecutor(_REPEATERS) as repeaters:
+    with ThreadPoolExecutor(_REPEATERS + 1) as repeaters:
+        batches = repeaters.submit(_end_batches, running, journal, deadline)
         list(repeaters.map(repeat, range(_REPEATERS)))
+        batches.result()
     journal.wrong += [f"{key} was refused for {REPEAT_S:g} s" for key in journal.open_calls]
     journal.wrong += [f"the revocation of {serial} was refused" for serial in journal.open_revocations]
+
+
+def _end_batches(running: RunningCertmill, journal: Journal, deadline: float) -> None:
+    """Hand in again what has no answer, and wait for the end of every batch."""
+    caller = Caller(running, running.tls(), journal)
+    try:
+        for key in sorted(journal.batches):
+            if key not in journal.taken:
+                _until(deadline, lambda key=key: caller.submit(key))  # type: ignore[misc]
+        for key, batch in sorted(journal.taken.items()):
+            _until(deadline, lambda batch=batch: caller.batch(batch)["state"] == "done")  # type: ignore[misc]
+            found = caller.batch(batch)
+            if (found["state"], found["issued"], found["failed"]) != ("done", _ROWS - 1, 1):
+                journal.wrong.append(f"batch {key} did not end as it must: {found}")
+    except LOST as error:
+        journal.wrong.append(f"a batch was not answered: {error!r}")
+    finally:
+        caller.close()
+    journal.wrong += [f"batch {key} was refused" for key in journal.batches if key not in journal.taken]
 
 
 def _until(deadline: float, succeeded: Callable[[], bool]) -> None:

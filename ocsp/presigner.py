@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ocsp.store import IssuerTag, ResponseKey, Status, StoredResponse, response_key
+from pkix.errors import SignatureMismatch
 from pkix.ocsp_response import (
     CertificateStatus,
     HashName,
@@ -74,13 +75,16 @@ class Presigner:
             algorithm=responder.algorithm.name,
             deadline_s=deadline_s,
         )
+        # The pool has verified each signature with the key that it holds under this name, and never changes it.
+        if self._pool.public_key(self._key_label) != responder.public_key:
+            raise SignatureMismatch("the responder certificate is for another key than the tokens sign with")
         return [
             self._finish(one, signature, responder) for one, signature in zip(prepared, signatures, strict=True)
         ]
 
     def _finish(self, prepared: PreparedResponse, signature: bytes, responder: Responder) -> SignedResponse:
         der = assemble_response(prepared, responder, signature)
-        check_response(der, prepared, responder)
+        check_response(der, prepared, responder, verified_signature=signature)
         status = prepared.status
         return SignedResponse(
             key=response_key(self._issuer_tag, prepared.hash_name, status.serial),

@@ -5,15 +5,14 @@ import hashlib
 from dataclasses import dataclass
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import rsa
 
 from pkix.algorithms import SignatureAlgorithm, SigningPublicKey, signature_algorithm
-from pkix.csr import IpAddress
 from pkix.errors import LintError
 from pkix.issuer import Issuer
 from pkix.keys import SubjectPublicKey
 from pkix.names import CertificateDer, SerialNumber, TbsDer
 from pkix.profile import Profile
+from pkix.profile_rules import key_kind
 from pkix.subject import CertificateNames
 from pkix.unsigned import assemble, capture_tbs
 
@@ -30,9 +29,14 @@ class PreparedCertificate:
     tbs_sha256: bytes
     spki_sha256: bytes
     subject: str
-    dns_names: tuple[str, ...]
+    names: CertificateNames
     not_before: dt.datetime
     not_after: dt.datetime
+
+    @property
+    def dns_names(self) -> tuple[str, ...]:
+        """The DNS names, as the database keeps them."""
+        return self.names.dns_names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,14 +48,22 @@ class Validity:
 
 
 def choose_validity(
-    *, now: dt.datetime, backdate: dt.timedelta, lifetime: dt.timedelta, issuer: x509.Certificate
+    *,
+    now: dt.datetime,
+    backdate: dt.timedelta,
+    lifetime: dt.timedelta,
+    issuer: x509.Certificate,
+    profile: Profile | None = None,
 ) -> Validity:
-    """Choose a validity of at most `lifetime`, both ends included (BR 6.3.2).
+    """Choose a validity of at most `lifetime`, both ends included (BR 6.3.2), and of what the profile allows then.
 
     notBefore lies `backdate` before now (subscribers' clocks are late), yet not before the issuer's;
     notAfter is clipped to the issuer's. Raises `LintError` if nothing is left, as when the issuer has expired.
     """
     not_before = max(now.replace(microsecond=0) - backdate, issuer.not_valid_before_utc)
+    # The stricter of the two dates: rules speak of when a certificate is issued, linters of when it begins.
+    if profile is not None:
+        lifetime = min(lifetime, profile.longest(max(now, not_before)))
     not_after = min(not_before + lifetime - ONE_SECOND, issuer.not_valid_after_utc)
     if not_after < now:
         raise LintError("BR 6.3.2: no time is left: the issuing CA has expired, or the profile gives no lifetime")
@@ -68,7 +80,7 @@ def prepare_certificate(
     spki_sha256: bytes,
     names: CertificateNames,
 ) -> PreparedCertificate:
-    """Build the exact TBSCertificate of an end-entity certificate. Cost: about 70 µs."""
+    """Build the exact TBSCertificate of a certificate under a profile. Cost: about 70 µs."""
     builder = (
         x509.CertificateBuilder()
         .serial_number(serial)
@@ -88,7 +100,7 @@ def prepare_certificate(
         tbs_sha256=hashlib.sha256(tbs).digest(),
         spki_sha256=spki_sha256,
         subject=names.subject.rfc4514_string(),
-        dns_names=names.dns_names,
+        names=names,
         not_before=validity.not_before,
         not_after=validity.not_after,
     )
@@ -129,7 +141,7 @@ def prepare_ca_certificate(
     if issuer is None:
         return capture_tbs(builder, public_key, self_signed_with or signature_algorithm(public_key))
     # A root has no responder of its own here: its CRL is the authoritative answer for CA certificates.
-    issuers_only = x509.AuthorityInformationAccess(list(issuer.authority_information_access)[1:])
+    issuers_only = issuer.access[frozenset({"issuers"})]
     builder = (
         builder.add_extension(issuer.authority_key_identifier, critical=False)
         .add_extension(issuers_only, critical=False)
@@ -141,27 +153,30 @@ def prepare_ca_certificate(
 def _extensions(
     issuer: Issuer, profile: Profile, public_key: SubjectPublicKey | SigningPublicKey, names: CertificateNames
 ) -> list[tuple[x509.ExtensionType, bool]]:
-    encipher = profile.key_encipherment_for_rsa and isinstance(public_key, rsa.RSAPublicKey)
-    extensions: list[tuple[x509.ExtensionType, bool]] = [
-        (_key_usage(digital_signature=True, key_encipherment=encipher), True),
-        (x509.ExtendedKeyUsage([profile.extended_key_usage]), False),
-        (issuer.authority_key_identifier, False),
-        (x509.SubjectKeyIdentifier.from_public_key(public_key), False),
-    ]
-    if profile.ocsp_nocheck:
-        extensions.append((x509.OCSPNoCheck(), False))
-    else:
-        extensions.append((issuer.authority_information_access, False))
+    """Put the extensions together; those that never change are made once for each profile and for each issuer."""
+    extensions = list(profile.constant[key_kind(public_key)])
+    extensions.append((issuer.authority_key_identifier, False))
+    if profile.subject_key_identifier:
+        extensions.append((x509.SubjectKeyIdentifier.from_public_key(public_key), False))
+    if profile.aia:
+        extensions.append((issuer.access[profile.aia], False))
+    if profile.cdp:
         extensions.append((issuer.crl_distribution_points, False))
-    if profile.subject_alternative_name:
+    alternative = alternative_names(names)
+    if alternative:
         # Critical where there is no subject (RFC 5280 §4.2.1.6).
-        extensions.append((_alternative_names(names), not names.subject.rdns))
+        extensions.append((x509.SubjectAlternativeName(alternative), not names.subject.rdns))
     return extensions
 
 
-def _alternative_names(names: CertificateNames) -> x509.SubjectAlternativeName:
-    ips: tuple[IpAddress, ...] = names.ip_addresses
-    return x509.SubjectAlternativeName([*map(x509.DNSName, names.dns_names), *map(x509.IPAddress, ips)])
+def alternative_names(names: CertificateNames) -> list[x509.GeneralName]:
+    """Return the names of subjectAltName in their order."""
+    return [
+        *map(x509.DNSName, names.dns_names),
+        *map(x509.IPAddress, names.ip_addresses),
+        *map(x509.RFC822Name, names.emails),
+        *map(x509.UniformResourceIdentifier, names.uris),
+    ]
 
 
 def _key_usage(

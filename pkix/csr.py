@@ -24,8 +24,7 @@ IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 class CertificationRequest:
     """A request whose key is acceptable and whose signature has been verified.
 
-    `der` is the whole request. `other_names` counts the subject alternative names that are neither dNSName nor
-    iPAddress.
+    `der` is the whole request. `other_names` counts the subject alternative names of other kinds than the four.
     """
 
     der: bytes
@@ -34,6 +33,8 @@ class CertificationRequest:
     subject: x509.Name
     dns_names: tuple[str, ...]
     ip_addresses: tuple[IpAddress, ...]
+    emails: tuple[str, ...] = ()
+    uris: tuple[str, ...] = ()
     other_names: int
 
 
@@ -69,19 +70,18 @@ def _load(data: bytes) -> x509.CertificateSigningRequest:
 def _read(csr: x509.CertificateSigningRequest, public_key: SubjectPublicKey) -> CertificationRequest:
     spki = public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     try:
-        names = csr.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        names = list(csr.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
     except x509.ExtensionNotFound:
-        dns_names: list[str] = []
-        ip_addresses: list[IpAddress] = []
-        total = 0
-    else:
-        dns_names = names.get_values_for_type(x509.DNSName)
-        ip_addresses = [
-            ip
-            for ip in names.get_values_for_type(x509.IPAddress)
-            if isinstance(ip, ipaddress.IPv4Address | ipaddress.IPv6Address)
-        ]
-        total = len(list(names))
+        names = []
+    dns_names = [name.value for name in names if isinstance(name, x509.DNSName)]
+    emails = [name.value for name in names if isinstance(name, x509.RFC822Name)]
+    uris = [name.value for name in names if isinstance(name, x509.UniformResourceIdentifier)]
+    ip_addresses = [
+        name.value
+        for name in names
+        if isinstance(name, x509.IPAddress)
+        and isinstance(name.value, ipaddress.IPv4Address | ipaddress.IPv6Address)
+    ]
     with bounds_in_characters():
         subject = csr.subject
     return CertificationRequest(
@@ -91,7 +91,9 @@ def _read(csr: x509.CertificateSigningRequest, public_key: SubjectPublicKey) -> 
         subject=subject,
         dns_names=tuple(dns_names),
         ip_addresses=tuple(ip_addresses),
-        other_names=total - len(dns_names) - len(ip_addresses),
+        emails=tuple(emails),
+        uris=tuple(uris),
+        other_names=len(names) - len(dns_names) - len(ip_addresses) - len(emails) - len(uris),
     )
 
 

@@ -34,12 +34,34 @@ class ProfileViolation(RequesterError):
     """The request asks for something that the profile does not give."""
 
 
+class ProfileError(PkixError):
+    """A profile is wrong (operator). `key` names the place in its file, `remedy` says what to write there."""
+
+    def __init__(self, detail: str, *, key: str, remedy: str) -> None:
+        super().__init__(f"{key}: {detail}; {remedy}")
+        self.detail = detail
+        self.key = key
+        self.remedy = remedy
+
+
 class MalformedOcspRequest(PkixError):
     """The bytes are not an OCSPRequest that a responder may answer (RFC 6960 §4.1)."""
 
 
 class LintError(PkixError):
-    """A to-be-signed certificate breaks a rule: a bug or a bad profile, never the requester's fault."""
+    """A to-be-signed certificate breaks a rule: a bug or a bad profile, not the requester's fault.
+
+    Its words name the rule and the field of the certificate, and may be told to everybody.
+    """
+
+    @property
+    def detail(self) -> str:
+        """Name the rule that is broken, and where."""
+        return str(self)
+
+
+class ContentRefused(LintError):
+    """As `LintError`, but everything that breaks a rule is content of the request: names or key."""
 
 
 class SignatureMismatch(PkixError):

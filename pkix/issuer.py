@@ -1,6 +1,7 @@
 """A certificate authority as the rest of the code sees it: its certificate and what it writes into others."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -15,13 +16,19 @@ from pkix.errors import UnsupportedKey
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Issuer:
-    """An issuing CA: certificate, key and the extensions that every certificate under it shares."""
+    """An issuing CA: certificate, key and the extensions that every certificate under it shares.
+
+    `access` is authority information access by what it names: "ocsp", "issuers" or both. `name_der` and `spki_der`
+    are its subject and its SubjectPublicKeyInfo.
+    """
 
     certificate: x509.Certificate
     public_key: SigningPublicKey
+    name_der: bytes
+    spki_der: bytes
     algorithm: SignatureAlgorithm
     authority_key_identifier: x509.AuthorityKeyIdentifier
-    authority_information_access: x509.AuthorityInformationAccess
+    access: Mapping[frozenset[str], x509.AuthorityInformationAccess]
     crl_distribution_points: x509.CRLDistributionPoints
 
     @classmethod
@@ -37,18 +44,20 @@ class Issuer:
         """Describe the CA that holds `certificate` and signs as `algorithm_for` says; raises `UnsupportedKey`."""
         public_key = signing_public_key(certificate)
         ski = certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-        access = [
-            (AuthorityInformationAccessOID.OCSP, ocsp_url),
-            (AuthorityInformationAccessOID.CA_ISSUERS, ca_issuers_url),
-        ]
+        ocsp = _access(AuthorityInformationAccessOID.OCSP, ocsp_url)
+        issuers = _access(AuthorityInformationAccessOID.CA_ISSUERS, ca_issuers_url)
         return cls(
             certificate=certificate,
             public_key=public_key,
+            name_der=certificate.subject.public_bytes(),
+            spki_der=public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),
             algorithm=algorithm_for(public_key, algorithm_name),
             authority_key_identifier=x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(ski),
-            authority_information_access=x509.AuthorityInformationAccess(
-                [x509.AccessDescription(method, x509.UniformResourceIdentifier(url)) for method, url in access]
-            ),
+            access={
+                frozenset({"ocsp", "issuers"}): x509.AuthorityInformationAccess([ocsp, issuers]),
+                frozenset({"ocsp"}): x509.AuthorityInformationAccess([ocsp]),
+                frozenset({"issuers"}): x509.AuthorityInformationAccess([issuers]),
+            },
             crl_distribution_points=crl_distribution_points(crl_url),
         )
 
@@ -69,6 +78,10 @@ class Issuer:
         key_digest = hashlib.new(name, usedforsecurity=False)
         key_digest.update(_key_bits(self.public_key))
         return digest.digest(), key_digest.digest()
+
+
+def _access(method: x509.ObjectIdentifier, url: str) -> x509.AccessDescription:
+    return x509.AccessDescription(method, x509.UniformResourceIdentifier(url))
 
 
 def crl_distribution_points(url: str) -> x509.CRLDistributionPoints:

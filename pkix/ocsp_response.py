@@ -115,10 +115,17 @@ def assemble_response(prepared: PreparedResponse, responder: Responder, signatur
     return tlv(0x30, b"\x0a\x01\x00" + tlv(0xA0, response_bytes))
 
 
-def check_response(response_der: bytes, prepared: PreparedResponse, responder: Responder) -> None:
-    """Read a finished response back, as a relying party would, and verify it before it may be published.
+def check_response(
+    response_der: bytes,
+    prepared: PreparedResponse,
+    responder: Responder,
+    *,
+    verified_signature: bytes | None = None,
+) -> None:
+    """Read a finished response back, as a relying party would, before it may be published.
 
-    Raises `SignatureMismatch`. Cost: one signature verification and about 15 µs.
+    `verified_signature`: one over the prepared TBS that has been verified with the responder's key; without it the
+    response's own is verified here. Raises `SignatureMismatch`. Cost: about 15 µs, and the verification.
     """
     try:
         read = ocsp.load_der_ocsp_response(response_der)
@@ -129,9 +136,11 @@ def check_response(response_der: bytes, prepared: PreparedResponse, responder: R
             == (prepared.status.revoked_at is not None)
             and read.this_update_utc == prepared.this_update
             and read.next_update_utc == prepared.next_update
+            and (verified_signature is None or read.signature == verified_signature)
         )
     except ValueError as error:
         raise SignatureMismatch("the OCSP response does not parse") from error
     if not same:
         raise SignatureMismatch("the OCSP response is not the one that was prepared")
-    verify_signature(responder.public_key, prepared.tbs, read.signature, responder.algorithm)
+    if verified_signature is None:
+        verify_signature(responder.public_key, prepared.tbs, read.signature, responder.algorithm)

@@ -8,6 +8,8 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version as package_version
+from random import SystemRandom
 
 from cryptography import x509
 from prometheus_client import CollectorRegistry
@@ -19,16 +21,25 @@ from ocsp.store import IssuerTag, issuer_tag
 from pkix.issuer import Issuer
 from pkix.names import SerialNumber
 from pkix.ocsp_response import Responder
+from pkix.weak_keys import load_known_primes
 from server.auth.clients import ClientRegistry
+from server.batches.service import Batches
 from server.clock import Clock, epoch
 from server.config import Config
 from server.ground import Ground
 from server.home import Home, exclusive, write_file
+from server.issuance.profile_files import read_profile_files
+from server.issuance.profiles import ProfileRegistry
 from server.issuance.service import IssuanceService
+from server.issuance.succession import Succession
 from server.keys.certified import expected_keys, responder_certified
 from server.keys.hierarchy import ISSUING, OCSP, ROOT, Hierarchy, HierarchyBuilder
 from server.keys.own_certificates import OwnCertificates
 from server.keys.refused_pins import RefusedPins
+from server.linting.exceptions import documented_exceptions
+from server.linting.linter import CertificateLinter
+from server.linting.pool import LintPool
+from server.linting.shapes import KnownShapes
 from server.metrics import AuthorityMetrics
 from server.milestones import Milestones, Step, unwatched
 from server.revocation.crl_publisher import CrlPublisher
@@ -68,9 +79,11 @@ class Parts:
     database: Database
     hierarchy: Hierarchy
     builder: HierarchyBuilder
+    profiles: ProfileRegistry
     clients: ClientRegistry
     publisher: StatusPublisher
     issuance: IssuanceService
+    batches: Batches
     revocation: RevocationService
     own: OwnCertificates
     crl_publishers: Sequence[CrlPublisher]
@@ -99,6 +112,8 @@ async def open_parts(
     metrics = AuthorityMetrics(registry)
     async with AsyncExitStack() as stack:
         stack.enter_context(exclusive(home))
+        # First, so that its processes load while everything else opens.
+        lint_pool = await stack.enter_async_context(LintPool(config.lint, metrics=metrics, logger=logger))
         files = await stack.enter_async_context(_thread("files"))
         database = await stack.enter_async_context(_database(config, files))
         me = await asyncio.get_running_loop().run_in_executor(files, _identity, config)
@@ -117,12 +132,16 @@ async def open_parts(
             pool = await stack.enter_async_context(
                 _signer_pool(config, lanes, files=files, registry=registry, ground=ground)
             )
-            builder = HierarchyBuilder(config=config, pool=pool, ground=ground)
+            profiles = ProfileRegistry(database, clock)
+            loop = asyncio.get_running_loop()
+            await profiles.activate(await loop.run_in_executor(files, read_profile_files, home.profiles))
+            builder = HierarchyBuilder(config=config, pool=pool, profiles=profiles, ground=ground)
             hierarchy = await builder.ensure()
         store = await stack.enter_async_context(
             LmdbStore(config.response_store, max_bytes=config.ocsp.store_max_gib * _GIB)
         )
         await asyncio.get_running_loop().run_in_executor(files, _publish_ca_certificates, home, hierarchy)
+        await asyncio.get_running_loop().run_in_executor(files, load_known_primes)
         tag = issuer_tag(hierarchy.issuing.certificate_der)
         issuing = hierarchy.issuing
         register = partial(store.put_issuer, tag, sha1=issuing.hashes("sha1"), sha256=issuing.hashes("sha256"))
@@ -147,6 +166,8 @@ async def open_parts(
                 publisher=publisher,
                 settings=config.issuance,
                 weights=config.weights,
+                linter=await _linter(config, lint_pool, files, ground),
+                checks=[Succession(ISSUING, grace_days=config.renewal.grace_days).check],
                 ground=ground,
             )
         )
@@ -174,6 +195,17 @@ async def open_parts(
             debounce_s=config.crl.debounce_s,
             ground=ground,
         )
+        clients = ClientRegistry(database, clock, issuer_label=ISSUING)
+        batches = Batches(
+            issuance=issuance,
+            profiles=profiles,
+            clients=clients,
+            settings=config.batches,
+            issuer_label=ISSUING,
+            issuer_pem=hierarchy.issuing.certificate_pem,
+            authority=ground.authority,
+            ground=ground,
+        )
         parts = Parts(
             config=config,
             home=home,
@@ -185,11 +217,20 @@ async def open_parts(
             database=database,
             hierarchy=hierarchy,
             builder=builder,
-            clients=ClientRegistry(database, clock, issuer_label=ISSUING),
+            profiles=profiles,
+            clients=clients,
             publisher=publisher,
             issuance=issuance,
+            batches=batches,
             revocation=RevocationService(publisher=publisher, crl_publisher=issuing_crl, ground=ground),
-            own=OwnCertificates(home=home, issuing=hierarchy.issuing, issuance=issuance, files=files, clock=clock),
+            own=OwnCertificates(
+                home=home,
+                issuing=hierarchy.issuing,
+                issuance=issuance,
+                profiles=profiles,
+                files=files,
+                clock=clock,
+            ),
             crl_publishers=(root_crl, issuing_crl),
             refresher=Refresher(publisher=publisher, store=store, ground=ground),
             presence=presence,
@@ -207,6 +248,29 @@ async def open_parts(
         )
         await _recover(parts, register, reached)
         yield parts
+
+
+async def _linter(config: Config, pool: LintPool, files: Executor, ground: Ground) -> CertificateLinter:
+    loop = asyncio.get_running_loop()
+    exceptions = await loop.run_in_executor(files, documented_exceptions)
+    shapes = KnownShapes(
+        ground.database,
+        exceptions,
+        version=await loop.run_in_executor(files, package_version, "pkilint"),
+        clock=ground.clock,
+        metrics=ground.metrics,
+        logger=ground.logger,
+    )
+    await shapes.recall()
+    return CertificateLinter(
+        pool,
+        shapes,
+        exceptions,
+        sample=config.lint.sample,
+        chance=SystemRandom().random,  # nobody can foretell what is sampled
+        metrics=ground.metrics,
+        logger=ground.logger,
+    )
 
 
 @asynccontextmanager
@@ -264,6 +328,8 @@ async def _recover(parts: Parts, register: Callable[[], Awaitable[None]], reache
     """Finish or close what a crash interrupted, before anybody can call."""
     await parts.issuance.recover()
     reached(Step.INTENTS_CLOSED)
+    await parts.batches.recover()
+    reached(Step.BATCHES_RECOVERED)
     await parts.publisher.ensure_published(_serial(parts.publisher.presigner.responder.certificate))
     await parts.reconciler.reconcile()
     reached(Step.ANSWERS_COMPARED)

@@ -66,6 +66,11 @@ class Home:
         return self.root / "clients"
 
     @property
+    def profiles(self) -> Path:
+        """Profiles of the operator's own, over the built-in ones."""
+        return self.root / "profiles"
+
+    @property
     def public(self) -> Path:
         """What the public listener serves besides OCSP: `crl/` and `ca/`."""
         return self.root / "public"
@@ -109,7 +114,8 @@ class Home:
         Directories that are there keep their modes.
         """
         try:
-            for path in (self.root, self.ca, self.clients, self.public, self.public / "crl", self.public / "ca"):
+            public = (self.public, self.public / "crl", self.public / "ca")
+            for path in (self.root, self.ca, self.clients, self.profiles, *public):
                 _make(path, 0o755)
             for path in (self.secrets, self.token, self.software_keys, self.run):
                 _make(path, 0o700)

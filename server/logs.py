@@ -6,8 +6,6 @@ import sys
 from typing import Any, TextIO, cast
 
 import structlog
-from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
 from structlog.typing import FilteringBoundLogger
 
 from server.config import LogSection
@@ -70,7 +68,11 @@ class _Forward(logging.Handler):
 
 def _is_a_strangers_fault(record: logging.LogRecord) -> bool:
     """Recognise what aiohttp says about broken HTTP: it got its 400, and whoever wants may send more of it."""
+    if record.name != "aiohttp.server":
+        return False
+    # Here, not above: commands and the supervisor log too, and need no aiohttp, a quarter of a second to import.
+    from aiohttp import web  # noqa: PLC0415
+    from aiohttp.http_exceptions import HttpProcessingError  # noqa: PLC0415
+
     error = record.exc_info[1] if record.exc_info else None
-    return record.name == "aiohttp.server" and isinstance(
-        error, HttpProcessingError | web.RequestPayloadError | ConnectionError
-    )
+    return isinstance(error, HttpProcessingError | web.RequestPayloadError | ConnectionError)

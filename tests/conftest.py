@@ -1,9 +1,51 @@
-from collections.abc import Iterator
+import gc
+import os
+from collections.abc import Generator, Iterator
 
 import pytest
 from blockbuster import BlockBuster
+from hypothesis import HealthCheck, settings
 
+from tests.support.alone import Turns
 from tests.support.postgres import PostgresServer, postgres_server
+
+TURNS = pytest.StashKey[Turns]()
+
+# An example that takes long says that the machine is busy, and nothing about what is tested.
+settings.register_profile("busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy machine")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        factory: pytest.TempPathFactory = session.config._tmp_path_factory  # type: ignore[attr-defined]
+        common = factory.getbasetemp().parent  # of all workers of a run
+        session.config.stash[TURNS] = Turns(common)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Run a test marked `alone` while no other worker runs one; waiting counts for no timeout."""
+    turns = item.config.stash.get(TURNS, None)
+    if turns is None:
+        return (yield)
+    with turns.turn(alone=item.get_closest_marker("alone") is not None):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Let no garbage be collected while a failure is written up.
+
+    pytest parses the source of a failed test. What is collected during ast.parse may raise in its destructor, pytest
+    then formats that traceback, and Python 3.11 calls ast.parse for it: the outer call ends with "SystemError: AST
+    constructor recursion depth mismatch", an INTERNALERROR in the place of the failure.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
 
 
 @pytest.fixture(autouse=True)

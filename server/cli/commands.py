@@ -8,6 +8,7 @@ import typer
 from server import __version__
 from server.cli.client import app as client_app
 from server.cli.db import app as db_app
+from server.cli.profile import app as profile_app
 from server.cli.token import app as token_app
 
 Supervised = Annotated[
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 app.add_typer(client_app, name="client")
 app.add_typer(db_app, name="db")
+app.add_typer(profile_app, name="profile")
 app.add_typer(token_app, name="token")
 
 

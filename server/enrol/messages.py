@@ -12,7 +12,17 @@ Pem = Annotated[str, Meta(max_length=65536, description="PEM (RFC 7468)")]
 Serial = Annotated[
     str, Meta(pattern="^[0-9a-f]{2,40}$", description="Serial number, lower-case hex", examples=["5f1c"])
 ]
+_Value = Annotated[str, Meta(min_length=1, max_length=1024)]
 Status = Literal["good", "revoked", "expired"]
+
+
+class RequestedNames(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Subject alternative names, by kind."""
+
+    dns: Annotated[list[_Value], Meta(max_length=100, examples=[["www.example.la"]])] = []
+    ip: Annotated[list[_Value], Meta(max_length=100, examples=[["192.0.2.7"]])] = []
+    email: Annotated[list[_Value], Meta(max_length=100, examples=[["office@example.la"]])] = []
+    uri: Annotated[list[_Value], Meta(max_length=100, examples=[["https://example.la/7"]])] = []
 
 
 class CertificateRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -23,6 +33,18 @@ class CertificateRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     validity_days: (
         Annotated[int, Meta(ge=1, le=3660, description="Shortens the profile's validity; days")] | None
     ) = None
+    subject: (
+        Annotated[
+            dict[Annotated[str, Meta(max_length=64)], _Value | Annotated[list[_Value], Meta(max_length=10)]],
+            Meta(
+                description="Subject attributes by name (C, O, OU, CN, …), where the profile takes them from "
+                "here; an attribute that stands in the CSR too must be the same",
+                examples=[{"C": "LA", "O": "ກະຊວງການເງິນ", "CN": "e-licence"}],
+            ),
+        ]
+        | None
+    ) = None
+    names: RequestedNames | None = None
 
 
 class Certificate(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,3 +100,6 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     instance: Annotated[str, Meta(description="urn:request: and the request id; quote it when you ask us")]
     remedy: Annotated[str | None, Meta(description="What the caller can do")] = None
     field: Annotated[str | None, Meta(description="The part of the request that is to blame")] = None
+    limit: Annotated[int | None, Meta(description="The quota or rate that was reached")] = None
+    used: Annotated[int | None, Meta(description="How much of the quota is used")] = None
+    resets_at: Annotated[dt.datetime | None, Meta(description="When the quota begins anew")] = None

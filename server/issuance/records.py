@@ -1,6 +1,6 @@
 """The two transactions of issuing, and what recovery does with intents that were never finished."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, delete, insert, or_, select, update
@@ -9,8 +9,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from pkix.names import CertificateDer, serial_hex
 from server.audit.log import AuditEntry, append
 from server.clock import epoch
-from server.errors import StorageError
+from server.errors import KeyInUse, StorageError
+from server.issuance.admission import Check, refusals
+from server.issuance.key_checks import refused_keys
 from server.issuance.order import PreparedOrder
+from server.issuance.quota import charge, refund
 from server.milestones import Milestones, Step, unwatched
 from server.status import schedule
 from server.storage.claims import database_time
@@ -32,44 +35,63 @@ class Finished:
 
 
 class IssuanceRecords:
-    """Reads and writes the rows of one issuer's certificates. `authority`: who we are, see `authorities`."""
+    """Reads and writes the rows of one issuer's certificates. `checks` refuse single orders; so does the quota.
+
+    `authority`: who we are, see the table `authorities`. `reached` is told of the steps inside the transactions.
+    """
 
     def __init__(
-        self, database: Database, issuer_label: str, authority: str = "", reached: Milestones = unwatched
+        self,
+        database: Database,
+        issuer_label: str,
+        checks: Sequence[Check] = (),
+        authority: str = "",
+        reached: Milestones = unwatched,
     ) -> None:
         self._database = database
         self._issuer = issuer_label
         self._authority = authority or None
         self._reached = reached
+        self._checks = (refused_keys, *checks, charge)
 
-    async def record_intents(self, batch: Sequence[PreparedOrder], now: int) -> list[PreparedOrder]:
+    async def record_intents(self, batch: Sequence[PreparedOrder], now: int) -> Mapping[int, Exception]:
         """Step 4: serials, TBS digests, profile versions, clients, audit entries: all durable, or nothing.
 
-        Returns those that have an intent now: all but those whose idempotency key another call has, perhaps of
-        another authority. Raises `StorageError`, also if a serial exists already.
+        Returns the orders that were refused, by their place in the batch: of those nothing is recorded. `KeyInUse`
+        is for one whose idempotency key another call has, perhaps of another authority. Raises `StorageError`,
+        also if a serial exists already.
         """
         async with self._database.write() as connection:
-            first = await self._take_keys(connection, batch, now)
+            refused = await refusals(connection, self._checks, batch, now)
+            admitted = {index: p for index, p in enumerate(batch) if index not in refused}
+            late = await self._take_keys(connection, admitted, now)
+            if late:  # they were counted by `charge`, which stands last among the checks
+                await refund(connection, [(batch[index].order.client.name, now) for index in late])
+                refused.update({index: KeyInUse() for index in late})
+            first = [p for index, p in admitted.items() if index not in refused]
             if first:
-                await connection.execute(insert(certificates), [self._intent_row(p, now) for p in first])
-                await append(connection, now, [_audit(p, "certificate.intent") for p in first])
-            self._reached(Step.INTENTS_BEFORE_COMMIT)
-        return first
+                await self._insert_intents(connection, first, now)
+                self._reached(Step.INTENTS_BEFORE_COMMIT)
+        return refused
 
     async def _take_keys(
-        self, connection: AsyncConnection, batch: Sequence[PreparedOrder], now: int
-    ) -> list[PreparedOrder]:
-        """Insert the idempotency keys; the primary key decides who is first, and we wait for it."""
-        slots = {(p.order.client.name, p.order.idempotency_key): p for p in batch if p.order.idempotency_key}
-        if not slots:
-            return list(batch)
+        self, connection: AsyncConnection, batch: Mapping[int, PreparedOrder], now: int
+    ) -> list[int]:
+        """Insert the idempotency keys; the primary key decides who is first. Returns the places of the others."""
+        slots = {(p.order.client.name, p.order.idempotency_key or ""): p for p in batch.values()}
+        # In one order everywhere: two authorities never wait for each other in a circle.
+        rows = [self._key_row(slots[slot], now) for slot in sorted(slots) if slot[1]]
+        if not rows:
+            return []
         k = idempotency_keys.c
         statement = insert_for(connection, idempotency_keys).on_conflict_do_nothing().returning(k.client, k.key)
-        # In one order everywhere: two authorities never wait for each other in a circle.
-        rows = [self._key_row(slots[slot], now) for slot in sorted(slots)]
         taken = {(row.client, row.key) for row in await connection.execute(statement, rows)}
         ours = {id(slots[slot]) for slot in taken}
-        return [p for p in batch if p.order.idempotency_key is None or id(p) in ours]
+        return [i for i, p in batch.items() if p.order.idempotency_key is not None and id(p) not in ours]
+
+    async def _insert_intents(self, connection: AsyncConnection, batch: Sequence[PreparedOrder], now: int) -> None:
+        await connection.execute(insert(certificates), [self._intent_row(p, now) for p in batch])
+        await append(connection, now, [_audit(p, "certificate.intent") for p in batch])
 
     async def record_issued(self, batch: Sequence[Finished], now: int) -> None:
         """Step 7: certificates, OCSP due dates and audit entries: all durable, or nothing."""
@@ -200,16 +222,21 @@ async def _finish_rows(connection: AsyncConnection, batch: Sequence[Finished]) -
 
 async def _abandon(connection: AsyncConnection, issuer: str, serials: Sequence[str], now: int) -> None:
     c, k = certificates.c, idempotency_keys.c
+    abandoned: list[tuple[str, int]] = []
     for serial in serials:
-        closed = await connection.execute(
+        closing = (
             update(certificates)
             .where(c.issuer == issuer, c.serial == serial, c.state == State.INTENT)
             .values(state=State.ABANDONED)
+            .returning(c.client, c.created_at)
         )
-        if closed.rowcount:
+        closed = (await connection.execute(closing)).one_or_none()
+        if closed is not None:
+            abandoned.append((closed.client, closed.created_at))
             await connection.execute(delete(idempotency_keys).where(k.issuer == issuer, k.serial == serial))
             entry = AuditEntry(actor="certmill", action="certificate.abandoned", object=serial, request_id="-")
             await append(connection, now, [entry])
+    await refund(connection, abandoned)
 
 
 def _audit(prepared: PreparedOrder, action: str) -> AuditEntry:

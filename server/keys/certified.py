@@ -15,10 +15,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from sqlalchemy import Connection, Select, inspect, select
 from sqlalchemy.dialects import sqlite
 
-from pkix.profile import OCSP_RESPONDER
 from server.auth.clients import CERTMILL
 from server.errors import StorageError
 from server.home import Home, write_file
+from server.issuance.profile_files import OCSP_RESPONDER
 from server.storage.blocking import blocking
 from server.storage.place import Place, PostgresPlace, SqlitePlace
 from server.storage.schema import State, certificates, issuers
@@ -85,7 +85,7 @@ def _responder_sha256(home: Home, place: Place | None, issuer: str) -> bytes | N
         .where(
             c.client == CERTMILL.name,  # there is an index for it, and a million certificates of others
             c.issuer == issuer,
-            c.profile.like(f"{OCSP_RESPONDER.name}@%"),
+            c.profile.like(f"{OCSP_RESPONDER}@%"),
             c.state == State.ISSUED.value,
             c.revoked_at.is_(None),
         )

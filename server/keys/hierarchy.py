@@ -15,11 +15,14 @@ from cryptography.x509.oid import NameOID
 from sqlalchemy import Select, insert, select, update
 
 from pkix.algorithms import KeyAlgorithm, SigningPublicKey, signature_algorithm
+from pkix.attributes import normalised
 from pkix.certificate import Validity, choose_validity, prepare_ca_certificate, prepare_certificate
+from pkix.csr import bounds_in_characters
+from pkix.errors import LintError
 from pkix.issuer import Issuer
 from pkix.lint import lint_certificate
 from pkix.names import SerialNumber, TbsDer, serial_hex
-from pkix.profile import OCSP_RESPONDER
+from pkix.profile import Profile
 from pkix.subject import CertificateNames
 from pkix.unsigned import assemble
 from server.audit.log import AuditEntry, append
@@ -28,6 +31,8 @@ from server.config import Config
 from server.errors import ConfigError
 from server.ground import Ground
 from server.home import Home
+from server.issuance.profile_files import OCSP_RESPONDER, SUBORDINATE_CA
+from server.issuance.profiles import ProfileRegistry
 from server.issuance.serial import new_serial
 from server.keys.certified import replace_responder
 from server.storage.schema import State, certificates, issuers
@@ -52,10 +57,11 @@ class Hierarchy:
 class HierarchyBuilder:
     """Makes what is missing of the hierarchy, with keys in the token."""
 
-    def __init__(self, *, config: Config, pool: SignerPool, ground: Ground) -> None:
+    def __init__(self, *, config: Config, pool: SignerPool, profiles: ProfileRegistry, ground: Ground) -> None:
         self._config = config
         self._pool = pool
         self._database = ground.database
+        self._profiles = profiles
         self._clock = ground.clock
         self._authority = ground.authority or None
 
@@ -70,16 +76,16 @@ class HierarchyBuilder:
     async def ensure_responder(self, issuing: Issuer) -> x509.Certificate:
         """Return the responder's certificate, a new one if less than 30 days are left."""
         key = self._pool.public_key(OCSP)
-        spki = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        profile = self._profiles.own(OCSP_RESPONDER)
         c = certificates.c
         query = (
             select(c.der)
             .where(
                 c.issuer == ISSUING,
-                c.profile == OCSP_RESPONDER.identity,
+                c.profile == profile.identity,
                 c.state == State.ISSUED,
                 c.revoked_at.is_(None),
-                c.spki_sha256 == hashlib.sha256(spki).digest(),
+                c.spki_sha256 == _spki_sha256(key),
                 c.not_after > epoch(self._clock() + RESPONDER_RENEWAL),
                 c.not_before <= epoch(self._clock()),  # else made while the clock was wrong
             )
@@ -91,7 +97,10 @@ class HierarchyBuilder:
             async with self._database.alone("responder"):  # of several authorities one issues it
                 der = await self._scalar(query)
                 if der is None:
-                    der = await self._issue_responder(issuing, key, hashlib.sha256(spki).digest())
+                    subject = self._subject("OCSP responder")
+                    der = await self._issue_below(
+                        issuing, ISSUING, profile, subject=subject, key=key, lifetime=profile.validity
+                    )
         return x509.load_der_x509_certificate(der)
 
     async def _scalar(self, query: Select[bytes]) -> bytes | None:
@@ -106,7 +115,7 @@ class HierarchyBuilder:
         if der is None:
             key = await self._ensure_key(label, algorithm)
             der = await self._issue_ca(label, key, lifetime, issuer=issuer)
-        found = self._describe(label, x509.load_der_x509_certificate(der))
+        found = describe_issuer(self._config.listen.url, label, x509.load_der_x509_certificate(der))
         if label not in self._pool.labels():
             raise ConfigError(self._why_missing(label))
         self._pool.pin_key(label, found.public_key)
@@ -137,83 +146,84 @@ class HierarchyBuilder:
             "what each token lacks"
         )
 
-    def _describe(self, label: str, certificate: x509.Certificate) -> Issuer:
-        url = self._config.listen.url
-        return Issuer.of(
-            certificate,
-            ocsp_url=f"{url}/ocsp",
-            ca_issuers_url=f"{url}/ca/{label}.cer",
-            crl_url=f"{url}/crl/{label}.crl",
-        )
-
     async def _issue_ca(
         self, label: str, key: SigningPublicKey, lifetime: dt.timedelta, *, issuer: Issuer | None
     ) -> bytes:
-        now = self._clock().replace(microsecond=0)
-        end = now - _BACKDATE + lifetime
+        subject = self._subject(f"{normalised(self._config.ca.organization)} {label} CA"[:64].strip())
         if issuer is not None:
-            end = min(end, issuer.certificate.not_valid_after_utc)
-        ca = self._config.ca
-        subject = x509.Name(
-            [
-                x509.NameAttribute(NameOID.COUNTRY_NAME, ca.country),
-                x509.NameAttribute(NameOID.ORGANIZATION_NAME, ca.organization),
-                x509.NameAttribute(NameOID.COMMON_NAME, f"{ca.organization} {label} CA"[:64]),
-            ]
-        )
-        serial, validity = new_serial(), Validity(not_before=now - _BACKDATE, not_after=end)
+            profile = self._profiles.own(SUBORDINATE_CA)
+            return await self._issue_below(
+                issuer, ROOT, profile, subject=subject, key=key, lifetime=lifetime, makes=label
+            )
+        now = self._clock().replace(microsecond=0)
+        validity = Validity(not_before=now - _BACKDATE, not_after=now - _BACKDATE + lifetime)
+        serial = new_serial()
         tbs = prepare_ca_certificate(
-            subject=subject,
-            public_key=key,
-            serial=serial,
-            validity=validity,
-            issuer=issuer,
-            path_length=None if issuer is None else 0,
+            subject=subject, public_key=key, serial=serial, validity=validity, issuer=None, path_length=None
         )
         facts = _facts(
             issuer=ROOT,
             serial=serial,
             profile=f"ca-{label}@1",
             subject=subject,
-            key=key,
+            spki_sha256=_spki_sha256(key),
             tbs=tbs,
             validity=validity,
         )
-        signer = key if issuer is None else issuer.public_key
-        return await self._sign_recorded(facts, tbs, ROOT, signer, issuer_label=label)
+        return await self._sign_recorded(facts, tbs, ROOT, key, issuer_label=label)
 
-    async def _issue_responder(self, issuing: Issuer, key: SigningPublicKey, spki_sha256: bytes) -> bytes:
+    async def _issue_below(
+        self,
+        issuer: Issuer,
+        issuer_label: str,
+        profile: Profile,
+        *,
+        subject: x509.Name,
+        key: SigningPublicKey,
+        lifetime: dt.timedelta,
+        makes: str | None = None,
+    ) -> bytes:
+        """Issue a certificate for a key in the token, under an internal profile; `makes` names the CA it makes."""
         now = self._clock()
-        subject = x509.Name(
-            [
-                x509.NameAttribute(NameOID.COUNTRY_NAME, self._config.ca.country),
-                x509.NameAttribute(NameOID.ORGANIZATION_NAME, self._config.ca.organization),
-                x509.NameAttribute(NameOID.COMMON_NAME, "OCSP responder"),
-            ]
-        )
         prepared = prepare_certificate(
-            issuer=issuing,
-            profile=OCSP_RESPONDER,
+            issuer=issuer,
+            profile=profile,
             serial=new_serial(),
             validity=choose_validity(
-                now=now, backdate=_BACKDATE, lifetime=OCSP_RESPONDER.validity, issuer=issuing.certificate
+                now=now, backdate=_BACKDATE, lifetime=lifetime, issuer=issuer.certificate, profile=profile
             ),
             public_key=key,
-            spki_sha256=spki_sha256,
+            spki_sha256=_spki_sha256(key),
             names=CertificateNames(subject=subject, dns_names=(), ip_addresses=()),
         )
-        lint_certificate(prepared, issuing, now=now)
+        try:
+            lint_certificate(prepared, issuer, now=now)
+        except LintError as error:
+            raise ConfigError(
+                f"profile {profile.identity}: certmill cannot have its own certificate under it: {error}; "
+                "correct the profile, or ca.country, ca.organization or the kind of key in [ca]"
+            ) from None
         validity = Validity(not_before=prepared.not_before, not_after=prepared.not_after)
         facts = _facts(
-            issuer=ISSUING,
+            issuer=issuer_label,
             serial=prepared.serial,
-            profile=OCSP_RESPONDER.identity,
+            profile=profile.identity,
             subject=subject,
-            key=key,
+            spki_sha256=prepared.spki_sha256,
             tbs=prepared.tbs,
             validity=validity,
         )
-        return await self._sign_recorded(facts, prepared.tbs, ISSUING, issuing.public_key)
+        return await self._sign_recorded(facts, prepared.tbs, issuer_label, issuer.public_key, issuer_label=makes)
+
+    def _subject(self, common_name: str) -> x509.Name:
+        ca = self._config.ca
+        values = (
+            (NameOID.COUNTRY_NAME, ca.country),
+            (NameOID.ORGANIZATION_NAME, normalised(ca.organization)),
+            (NameOID.COMMON_NAME, common_name),
+        )
+        with bounds_in_characters():
+            return x509.Name([x509.NameAttribute(oid, value, _validate=False) for oid, value in values])
 
     async def _sign_recorded(
         self,
@@ -248,17 +258,26 @@ class HierarchyBuilder:
         return der
 
 
+def describe_issuer(url: str, label: str, certificate: x509.Certificate) -> Issuer:
+    """Return the CA that goes by this label; `url` is where its CRLs, certificates and OCSP answers are."""
+    return Issuer.of(
+        certificate,
+        ocsp_url=f"{url}/ocsp",
+        ca_issuers_url=f"{url}/ca/{label}.cer",
+        crl_url=f"{url}/crl/{label}.crl",
+    )
+
+
 def _facts(
     *,
     issuer: str,
     serial: SerialNumber,
     profile: str,
     subject: x509.Name,
-    key: SigningPublicKey,
+    spki_sha256: bytes,
     tbs: TbsDer,
     validity: Validity,
 ) -> dict[str, object]:
-    spki = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return {
         "issuer": issuer,
         "serial": serial_hex(serial),
@@ -269,10 +288,14 @@ def _facts(
         "subject": subject.rfc4514_string(),
         "dns_names": [],
         "tbs_sha256": hashlib.sha256(tbs).digest(),
-        "spki_sha256": hashlib.sha256(spki).digest(),
+        "spki_sha256": spki_sha256,
         "not_before": epoch(validity.not_before),
         "not_after": epoch(validity.not_after),
     }
+
+
+def _spki_sha256(key: SigningPublicKey) -> bytes:
+    return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()
 
 
 def _audit(facts: dict[str, object], action: str) -> AuditEntry:

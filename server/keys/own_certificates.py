@@ -25,36 +25,49 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import NameOID
 
+from pkix.errors import RequesterError
 from pkix.issuer import Issuer
-from pkix.profile import TLS_CLIENT, TLS_SERVER, Profile
-from server.auth.clients import ANY, CERTMILL, Client, ClientRegistry
+from pkix.profile import Profile
+from server.auth.clients import CERTMILL, Client, ClientRegistry
+from server.auth.permissions import ANY
 from server.clock import Clock
+from server.errors import ConfigError
 from server.home import Home, write_file
 from server.issuance.order import Order
+from server.issuance.profile_files import TLS_CLIENT, TLS_SERVER
+from server.issuance.profiles import ProfileRegistry
 from server.issuance.service import IssuanceService
 
 P = ParamSpec("P")
 R = TypeVar("R")
 RENEWAL = dt.timedelta(days=30)
-DEMO = Client(name="demo", profiles=(ANY,), names=(ANY,))
+DEMO = Client(name="demo", profiles=(ANY,), names=(ANY,), organizations=(ANY,), identifiers=(ANY,))
 
 
 class OwnCertificates:
     """Issues and renews certificates whose keys are files of this home."""
 
     def __init__(
-        self, *, home: Home, issuing: Issuer, issuance: IssuanceService, files: Executor, clock: Clock
+        self,
+        *,
+        home: Home,
+        issuing: Issuer,
+        issuance: IssuanceService,
+        profiles: ProfileRegistry,
+        files: Executor,
+        clock: Clock,
     ) -> None:
         self._home = home
         self._files = files
         self._issuing = issuing
         self._issuance = issuance
+        self._profiles = profiles
         self._clock = clock
 
     async def ensure_api(self, names: Sequence[str]) -> tuple[Path, Path]:
         """Return certificate chain and key files of the API listener, renewed 30 days before the end."""
         chain, key = self._home.secrets / "api-cert.pem", self._home.secrets / "api-key.pem"
-        await self._ensure(chain, key, TLS_SERVER, x509.Name([]), names)
+        await self._ensure(chain, key, self._profiles.own(TLS_SERVER), x509.Name([]), names)
         return chain, key
 
     async def ensure_demo(self, registry: ClientRegistry) -> None:
@@ -70,7 +83,8 @@ class OwnCertificates:
         known = await registry.knows(DEMO.name)
         if enrolled != known and (enrolled or registry.shared):
             return
-        await self._ensure(directory / "cert.pem", directory / "key.pem", TLS_CLIENT, _name("demo"), ())
+        profile = self._profiles.own(TLS_CLIENT)
+        await self._ensure(directory / "cert.pem", directory / "key.pem", profile, _name("demo"), ())
         certificate = x509.load_pem_x509_certificate(await self._on_disk(Path.read_bytes, directory / "cert.pem"))
         spki = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         await registry.enrol(DEMO, hashlib.sha256(spki).digest())
@@ -88,9 +102,14 @@ class OwnCertificates:
                 x509.SubjectAlternativeName([_general_name(n) for n in names]), critical=False
             )
         csr = builder.sign(key, hashes.SHA256()).public_bytes(Encoding.DER)
-        issued = await self._issuance.issue(
-            Order(client=CERTMILL, profile=profile, csr=csr, request_id=f"own-{chain.stem}")
-        )
+        order = Order(client=CERTMILL, profile=profile, csr=csr, request_id=f"own-{chain.stem}")
+        try:
+            issued = await self._issuance.issue(order)
+        except RequesterError as error:
+            raise ConfigError(
+                f"profile {profile.identity}: certmill cannot have its own certificate under it: {error.detail}; "
+                "make it optional in the profile"
+            ) from None
         certificate = x509.load_der_x509_certificate(issued.certificate_der)
         pem = certificate.public_bytes(Encoding.PEM) + self._issuing.certificate_pem.encode()
         secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())

@@ -23,7 +23,7 @@ class Sources:
         for name in (setting, section.partition("[")[0]):
             if name in self.variables:
                 return f"variable {self.variables[name]}"
-        line = _line_of(self.text, section, key)
+        line = line_of(self.text, section, key)
         if line:
             return f"{self.path}, line {line}"
         variable = f"CERTMILL_{section}_{key}".upper()
@@ -36,12 +36,12 @@ def line_of_single(text: str, section: str) -> int:
     return next((n for n, found in headers if found and found[1] == "[" and _bare(found[2]) == section), 0)
 
 
-def _line_of(text: str, section: str, key: str) -> int:
+def line_of(text: str, section: str, key: str) -> int:
     """Return the line of the key, else of its section, else 0. It knows TOML as people write it, no more."""
     at_section = 0
     for number, inside, found in _lines(text):
         name = f"{inside}.{found}".strip(".")
-        if key and name == f"{section}.{key}":
+        if key and name == f"{section}.{key}".strip("."):
             return number
         if not at_section and name.startswith(section) and name[len(section) :][:1] in {"", ".", "["}:
             at_section = number  # or of the first that belongs to it: token.kind = …, [token.x], [[token]]

@@ -1,20 +1,23 @@
 """Serves the OpenAPI document and its readable form; both are made once, at the first request."""
 
 import functools
+from collections.abc import Sequence
 
 import msgspec
 from aiohttp import web
 
+from pkix.profile import Profile
 from server.web.docs_page import docs_page
 from server.web.openapi import openapi_document
 from server.web.problem import ALL_KINDS
 
 
 class DocsApi:
-    """`/openapi.json` and `/docs`."""
+    """`/openapi.json` and `/docs`. `profiles`: those that clients may ask for."""
 
-    def __init__(self, *, version: str) -> None:
+    def __init__(self, *, version: str, profiles: Sequence[Profile] = ()) -> None:
         self._version = version
+        self._profiles = profiles
 
     def routes(self) -> list[web.RouteDef]:
         """Return the routes."""
@@ -22,14 +25,13 @@ class DocsApi:
 
     async def openapi(self, _request: web.Request) -> web.Response:
         """Return the OpenAPI 3.1 document."""
-        return web.Response(body=_documents(self._version)[0], content_type="application/json")
+        return web.Response(body=self._documents[0], content_type="application/json")
 
     async def docs(self, _request: web.Request) -> web.Response:
         """Return the documentation for people."""
-        return web.Response(text=_documents(self._version)[1], content_type="text/html")
+        return web.Response(text=self._documents[1], content_type="text/html")
 
-
-@functools.lru_cache(maxsize=1)
-def _documents(version: str) -> tuple[bytes, str]:
-    document = openapi_document(version=version)
-    return msgspec.json.encode(document), docs_page(document, ALL_KINDS)
+    @functools.cached_property
+    def _documents(self) -> tuple[bytes, str]:
+        document = openapi_document(version=self._version, profiles=self._profiles)
+        return msgspec.json.encode(document), docs_page(document, ALL_KINDS)

@@ -1,21 +1,33 @@
 """The OpenAPI 3.1 document: schemas from the wire types, problems from the map of errors."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
-from pkix.profile import OFFERED
-from server.enrol import messages
+from pkix.profile import Profile
+from server.batches.results import ResultRow
+from server.batches.rows import RowRequest
+from server.enrol import client_messages, messages
+from server.enrol.batch_messages import Batch, BatchList
 from server.web.openapi_paths import paths
-from server.web.problem import ALL_KINDS, CONTENT_TYPE, RETRY_AFTER_S
+from server.web.problem import ALL_KINDS, CONTENT_TYPE, RETRIED, RETRY_AFTER_S
 
 _TYPES = (
     messages.CertificateRequest,
+    messages.RequestedNames,
     messages.Certificate,
     messages.CertificateList,
     messages.RevocationRequest,
     messages.RevocationAnswer,
+    client_messages.Usage,
+    client_messages.RenewalInfo,
+    client_messages.RenewalRequest,
     messages.Problem,
+    RowRequest,
+    Batch,
+    BatchList,
+    ResultRow,
 )
 _ABOUT = """Certificates for the systems of a government: ask for one with a CSR, read it, revoke it.
 
@@ -24,20 +36,25 @@ every request for a certificate: the same request with the same key can be repea
 yields a second certificate. Errors are RFC 9457 problem details that name the field and the remedy."""
 
 
-def openapi_document(*, version: str) -> dict[str, object]:
-    """Return the document (OpenAPI 3.1.0) of all paths of the API listener. `version`: that of certmill."""
+def openapi_document(*, version: str, profiles: Sequence[Profile]) -> dict[str, object]:
+    """Return the document (OpenAPI 3.1.0) of all paths of the API listener.
+
+    `version`: that of certmill. `profiles`: those that clients may ask for.
+    """
     return {
         "openapi": "3.1.0",
         "info": {"title": "certmill", "version": version, "description": _ABOUT},
         "servers": [{"url": "/", "description": "where this document was fetched: the API listener"}],
         "tags": [
             {"name": "certificates", "description": "Issue, read, search and revoke"},
+            {"name": "usage", "description": "Limits, usage and forecast"},
+            {"name": "batches", "description": "Many requests in one call"},
             {"name": "documentation", "description": "This reference; the admin listener has it too"},
         ],
         "security": [{"mutualTLS": []}],
-        "paths": paths(profile_schema()),
+        "paths": paths(profile_schema(profiles)),
         "components": {
-            "schemas": _schemas(),
+            "schemas": _schemas(profiles),
             "responses": {f"Problem{status}": _problem(status) for status in sorted(_statuses())},
             "securitySchemes": {
                 "mutualTLS": {
@@ -49,15 +66,15 @@ def openapi_document(*, version: str) -> dict[str, object]:
     }
 
 
-def profile_schema() -> dict[str, object]:
+def profile_schema(profiles: Sequence[Profile]) -> dict[str, object]:
     """Return the schema of a profile's name: those that a client may ask for."""
-    offered = "; ".join(f"`{profile.name}`: {profile.title}" for profile in OFFERED)
-    return {"type": "string", "enum": [profile.name for profile in OFFERED], "description": offered}
+    offered = "; ".join(f"`{profile.name}`: {profile.title}" for profile in profiles)
+    return {"type": "string", "enum": [profile.name for profile in profiles], "description": offered}
 
 
-def _schemas() -> dict[str, Any]:
+def _schemas(profiles: Sequence[Profile]) -> dict[str, Any]:
     _, schemas = msgspec.json.schema_components(_TYPES, ref_template="#/components/schemas/{name}")
-    schemas["CertificateRequest"]["properties"]["profile"] = profile_schema()
+    schemas["CertificateRequest"]["properties"]["profile"] = profile_schema(profiles)
     return schemas
 
 
@@ -80,7 +97,7 @@ def _problem(status: int) -> dict[str, object]:
         "description": "; ".join(f"`{kind.slug}`: {kind.title}" for kind in kinds),
         "content": {CONTENT_TYPE: {"schema": schema, "example": example}},
     }
-    if any(kind.status == 503 for kind in kinds):  # noqa: PLR2004 - the status says it
+    if status in RETRIED:
         retry = {"type": "integer", "minimum": 1, "examples": [RETRY_AFTER_S]}
         response["headers"] = {"Retry-After": {"description": "Seconds to wait", "schema": retry}}
     return response

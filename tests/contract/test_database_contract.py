@@ -11,6 +11,7 @@ from sqlalchemy import func, insert, select, update
 from server.audit.log import AuditEntry, append
 from server.auth.clients import Client, ClientRegistry
 from server.auth.directory import ClientDirectory
+from server.auth.limits import Limits
 from server.clock import epoch, utc_now
 from server.errors import Conflict, StorageError
 from server.issuance.catalogue import Catalogue, CertificateFilter
@@ -166,7 +167,7 @@ async def test_the_schedule_is_kept_by_key(database: Database) -> None:
 
 async def test_a_client_is_pinned_anew_and_keeps_what_it_may_do(database: Database) -> None:
     registry = ClientRegistry(database, utc_now, issuer_label="issuing")
-    directory = ClientDirectory(database, utc_now, operator="operator:me")
+    directory = ClientDirectory(database, utc_now, operator="operator:me", profiles=["tls-client"])
     await registry.enrol(Client(name="one", profiles=("tls-client",), names=("a.gov",)), b"1" * 32)
     await registry.enrol(Client(name="one", profiles=("*",), names=("*",)), b"2" * 32)
     assert await registry.knows("one")
@@ -176,7 +177,7 @@ async def test_a_client_is_pinned_anew_and_keeps_what_it_may_do(database: Databa
     assert (record.profiles, record.names, record.spki_sha256) == (("tls-client",), ("a.gov",), b"2" * 32)
     assert record.live_certificates == 1
     with pytest.raises(Conflict, match="key is that of the client one"):
-        await directory.add("two", b"2" * 32, ["*"], ["*"])
+        await directory.add("two", b"2" * 32, Limits(profiles=["*"], names=["*"]))
 
 
 async def test_writers_beside_each_other_lose_nothing(database: Database) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.certmill import RunningCertmill, certmill
+from tests.support.token_site import Site
 from tests.support.tokens import ReplicaToken, make_token
 
 
@@ -30,3 +31,15 @@ def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
 def original(tmp_path_factory: pytest.TempPathFactory) -> ReplicaToken:
     """A token that others are copies of."""
     return make_token(tmp_path_factory.mktemp("token") / "original")
+
+
+@pytest.fixture(scope="session")
+def first_site(tmp_path_factory: pytest.TempPathFactory) -> Site:
+    """Two tokens with the same three keys, and CA certificates for them; others are copies of it."""
+    return Site.make(tmp_path_factory.mktemp("site") / "original")
+
+
+@pytest.fixture
+def site(first_site: Site, tmp_path: Path) -> Site:
+    """A host with two tokens for a test that breaks things."""
+    return first_site.copy(tmp_path / "site")

@@ -11,7 +11,6 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from pkix.crl import RevocationReason
 from pkix.names import SerialNumber
-from pkix.profile import TLS_CLIENT
 from server.app import Parts
 from server.auth import clients as clients_module
 from server.auth.clients import Client
@@ -19,6 +18,7 @@ from server.errors import NotAuthenticated
 from server.issuance.order import Order
 from tests.support.authority import MINISTRY, MovableClock, Prepared, Table, authority, prepare, software_config
 from tests.support.ca import make_ca, make_csr
+from tests.support.profiles import TLS_CLIENT
 
 POST = Client(name="post", profiles=("tls-server",), names=("*.post.gov",))
 

@@ -15,7 +15,8 @@ first signature differ by what is done about the value: there one value stands f
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import socket
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +26,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
+from signer_pool import lane_link
 from signer_pool.ckr import TABLE, Action, Ckr
 from signer_pool.errors import PoolUnavailable, SignerPoolError, Unsignable
 from signer_pool.lane_keeper import LaneState
@@ -32,9 +34,10 @@ from signer_pool.pool import SignerPool
 from signer_pool.token import TokenState
 from tests.support.faulty_module import Faults
 from tests.support.tokens import BreakableToken, Journal, ReplicaToken, until
+from tests.support.warm_lanes import WarmLanes, warm_lanes
 from tests.unit.signer_pool.lanes import MemoryLogger, sample
 
-pytestmark = pytest.mark.usefixtures("unmeasured")
+pytestmark = pytest.mark.usefixtures("warm")
 
 AT_A_TIME = 10
 BATCH = 8
@@ -85,6 +88,20 @@ NEW_PROCESS = {f"{name}, new process": Place(function=f, starting=True) for name
 BOTH = {
     f"{name}, session lost, new process": Place(function=f, reopening=True, times=2) for name, f in OPENING.items()
 }
+
+
+@pytest.fixture(scope="module")
+def forking() -> Iterator[socket.socket]:
+    with pytest.MonkeyPatch.context() as environment:
+        environment.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+        with warm_lanes() as connection:
+            yield connection
+
+
+@pytest.fixture
+async def warm(forking: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start lanes quickly, and without measuring their coverage: others reach their lines."""
+    monkeypatch.setattr(lane_link, "_spawn", WarmLanes(forking).spawn)
 
 
 class Broken:

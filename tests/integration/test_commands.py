@@ -232,8 +232,8 @@ def test_token_with_another_pin_is_told_and_tried_once(tmp_path: Path) -> None:
     assert "software" in one_line(certmill(tmp_path, "authority"))
 
 
-def test_pins_that_every_token_refused_are_not_tried_again(tmp_path: Path) -> None:
-    site, faults, module = Site.make(tmp_path / "site"), Faults(tmp_path), build()
+def test_pins_that_every_token_refused_are_not_tried_again(site: Site, tmp_path: Path) -> None:
+    faults, module = Faults(tmp_path), build()
     memory = site.home / "run/refused-pins.json"
     tokens = f"{site.uri('a', module)} {site.uri('b', module)}"
     settings = {"CERTMILL_TOKENS": tokens, **site.softhsm, **faults.env}

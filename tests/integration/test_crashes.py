@@ -343,8 +343,8 @@ def restart_authority(running: RunningCertmill) -> None:
     running.wait_ready()
 
 
-def test_a_pin_that_one_of_two_tokens_refused_is_not_tried_by_any_restart(tmp_path: Path) -> None:
-    site, faults, module = Site.make(tmp_path / "site"), Faults(tmp_path), build()
+def test_a_pin_that_one_of_two_tokens_refused_is_not_tried_by_any_restart(site: Site, tmp_path: Path) -> None:
+    faults, module = Faults(tmp_path), build()
     site.write_pin("a", "wrong-pin")
     tokens = f"{site.uri('a', module)} {site.uri('b')}"  # so that a's logins alone are counted
     with certmill(site.home, CERTMILL_TOKENS=tokens, **site.softhsm, **faults.env) as server:

@@ -13,7 +13,6 @@ from cryptography import x509
 from ocsp.errors import StoreError
 from ocsp.store import ResponseKey, Status, StoredResponse
 from pkix.errors import LintError
-from pkix.profile import TLS_SERVER
 from server.app import Parts
 from server.auth.clients import Client
 from server.errors import IdempotencyConflict, NotPermitted, Overloaded, StorageError
@@ -207,11 +206,10 @@ async def test_a_full_queue_is_an_immediate_answer(parts: Parts) -> None:
             await parts.issuance.issue(order())
 
 
-async def test_a_broken_profile_stops_before_the_key_is_asked(parts: Parts, table: Table) -> None:
-    endless = dataclasses.replace(TLS_SERVER, validity=dt.timedelta(days=-1))
+async def test_an_order_without_time_stops_before_the_key_is_asked(parts: Parts, table: Table) -> None:
     before = signatures(parts)
     with pytest.raises(LintError):
-        await parts.issuance.issue(dataclasses.replace(order(), profile=endless))
+        await parts.issuance.issue(dataclasses.replace(order(), lifetime=dt.timedelta(days=-1)))
     assert signatures(parts) == before
     assert table.states() == []
 
@@ -238,7 +236,7 @@ async def test_a_client_gets_only_what_it_may_ask_for(
 
 async def test_two_contents_never_share_a_serial(parts: Parts, table: Table) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("server.issuance.service.new_serial", lambda: 1 << 100)
+        patch.setattr("server.issuance.preparing.new_serial", lambda: 1 << 100)
         first = await parts.issuance.issue(order("a.example.gov"))
         with pytest.raises(StorageError):
             await parts.issuance.issue(order("b.example.gov"))

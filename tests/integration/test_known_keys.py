@@ -14,16 +14,6 @@ from tests.support.certmill import certmill
 from tests.support.token_site import KEYS, Key, Site, run
 
 
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Site:
-    return Site.make(tmp_path_factory.mktemp("known-keys") / "site")
-
-
-@pytest.fixture
-def site(original: Site, tmp_path: Path) -> Site:
-    return original.copy(tmp_path / "site")
-
-
 def responders(home: Path) -> int:
     """Count the responder certificates."""
     query = "select count(*) from certificates where profile like 'ocsp-responder@%' and state = 'issued'"

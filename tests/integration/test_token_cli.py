@@ -35,17 +35,6 @@ from tests.unit.signer_pool.lanes import MODULE, PIN
 
 
 @pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Site:
-    """Two tokens with the same three keys, and CA certificates for them."""
-    return Site.make(tmp_path_factory.mktemp("site") / "original")
-
-
-@pytest.fixture
-def site(original: Site, tmp_path: Path) -> Site:
-    return original.copy(tmp_path / "site")
-
-
-@pytest.fixture(scope="module")
 def faulty() -> Path:
     return build()
 
@@ -310,6 +299,7 @@ def test_signature_that_does_not_come_is_told(
     )
 
 
+@pytest.mark.alone
 def test_benchmark_measures_what_was_asked_for(site: Site, faulty: Path) -> None:
     faults = Faults(site.directory)
     faults.sign_latency_us(2000)

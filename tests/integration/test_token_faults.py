@@ -135,6 +135,7 @@ async def sign_much(journal: Journal) -> None:
             group.create_task(journal.call("ec", count=20, priority=Priority.BULK))
 
 
+@pytest.mark.alone
 async def test_slow_token_and_fast_token_both_run_full(original: ReplicaToken, tmp_path: Path) -> None:
     a, b = two_tokens(tmp_path, original)
     a.faults.sign_latency_us(5000)

@@ -14,7 +14,6 @@ from structlog.typing import FilteringBoundLogger
 from ocsp.store import Status
 from pkix.names import SerialNumber
 from pkix.ocsp_response import HashName
-from pkix.profile import TLS_SERVER
 from server.app import Parts, open_parts
 from server.auth.clients import Client
 from server.authority import prepare_home
@@ -23,8 +22,9 @@ from server.config import Config, load_config
 from server.issuance.order import Order
 from signer_pool.lane_config import LaneConfig
 from tests.support.ca import make_csr
+from tests.support.profiles import TLS_SERVER
 
-MINISTRY = Client(name="ministry", profiles=("*",), names=("*",))
+MINISTRY = Client(name="ministry", profiles=("*",), names=("*",), organizations=("*",), identifiers=("*",))
 
 
 class MovableClock:

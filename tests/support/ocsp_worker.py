@@ -23,7 +23,7 @@ from cryptography.x509 import ocsp
 from ocsp.deadlines import Deadlines
 from ocsp.store import Status, StoredResponse
 from ocsp.worker import WorkerConfig, run
-from tests.support.certmill import free_ports
+from tests.support.ports import free_ports
 from tests.unit.ocsp.stores import SHA1, SHA256, fill, key
 
 DEADLINES = Deadlines(idle_s=30, request_s=1, body_s=0.5)

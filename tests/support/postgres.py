@@ -17,7 +17,7 @@ from pathlib import Path
 
 from server.storage.migrate import upgrade
 from server.storage.place import PostgresPlace
-from tests.support.certmill import free_ports
+from tests.support.ports import free_ports
 
 START_DEADLINE_S = 30.0
 PASSWORD = "pass:word\\with'everything"

@@ -22,10 +22,14 @@ def test_both_encodings_give_the_same_request(encoding: Encoding) -> None:
         x509.DNSName("a.example.gov"),
         x509.IPAddress(ipaddress.ip_address("192.0.2.1")),
         x509.RFC822Name("a@example.gov"),
+        x509.UniformResourceIdentifier("https://example.gov/7"),
+        x509.RegisteredID(x509.NameOID.COMMON_NAME),
     )
     request = parse_csr(make_csr(key=key, names=names, encoding=encoding))
     assert request.dns_names == ("a.example.gov",)
     assert request.ip_addresses == (ipaddress.ip_address("192.0.2.1"),)
+    assert request.emails == ("a@example.gov",)
+    assert request.uris == ("https://example.gov/7",)
     assert request.other_names == 1
     assert request.public_key == key.public_key()
 

@@ -11,9 +11,9 @@ from pkix.csr import parse_csr
 from pkix.errors import LintError
 from pkix.lint import lint_certificate
 from pkix.names import SerialNumber
-from pkix.profile import TLS_SERVER
 from pkix.subject import CertificateNames
 from tests.support.ca import NOW, TestCa, make_csr
+from tests.support.profiles import TLS_SERVER
 
 
 def prepare(ca: TestCa, common_name: str, dns_name: str) -> PreparedCertificate:
@@ -32,6 +32,7 @@ def prepare(ca: TestCa, common_name: str, dns_name: str) -> PreparedCertificate:
 
 def test_a_common_name_is_compared_as_ascii(ca: TestCa) -> None:
     lint_certificate(prepare(ca, "www.K.gov", "www.k.gov"), ca.issuer, now=NOW)
-    for common_name in ("www.\u212a.gov", "www.x.gov"):
-        with pytest.raises(LintError, match=r"7\.1\.4\.3"):
-            lint_certificate(prepare(ca, common_name, "www.k.gov"), ca.issuer, now=NOW)
+    with pytest.raises(LintError, match="only looks like another"):
+        lint_certificate(prepare(ca, "www.\u212a.gov", "www.k.gov"), ca.issuer, now=NOW)
+    with pytest.raises(LintError, match=r"7\.1\.4\.3"):
+        lint_certificate(prepare(ca, "www.x.gov", "www.k.gov"), ca.issuer, now=NOW)

@@ -1,6 +1,7 @@
 """With every signature algorithm: CA, certificate, CRL and OCSP, read by `cryptography` and by openssl."""
 
 import datetime as dt
+import hashlib
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509 import ocsp
 
 from pkix.algorithms import ED25519, SHA384_WITH_RSA, SIGNATURE_ALGORITHMS, SigningPublicKey
@@ -32,10 +33,10 @@ from pkix.ocsp_response import (
     check_response,
     prepare_response,
 )
-from pkix.profile import OCSP_RESPONDER, TLS_SERVER
 from pkix.subject import CertificateNames, select_names
 from pkix.unsigned import assemble
 from tests.support.ca import NOW, TestCa, make_csr
+from tests.support.profiles import OCSP_RESPONDER, TLS_SERVER
 from tests.unit.pkix.authorities import Authority, PrivateKey, make_authority
 
 WEEK = dt.timedelta(days=7)
@@ -73,13 +74,14 @@ def server_certificate(authority: Authority) -> x509.Certificate:
 
 def prepare_responder(issuer: Issuer, key: SigningPublicKey) -> PreparedCertificate:
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "OCSP responder")])
+    spki = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return prepare_certificate(
         issuer=issuer,
         profile=OCSP_RESPONDER,
         serial=SERIAL,
         validity=choose_validity(now=NOW, backdate=dt.timedelta(), lifetime=WEEK, issuer=issuer.certificate),
         public_key=key,
-        spki_sha256=b"",
+        spki_sha256=hashlib.sha256(spki).digest(),
         names=CertificateNames(subject=subject, dns_names=(), ip_addresses=()),
     )
 

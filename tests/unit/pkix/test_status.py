@@ -132,3 +132,11 @@ def test_a_response_is_checked_before_it_is_published(ca: TestCa) -> None:
     wrong = assemble_response(prepared, responder(ca), make_ca().sign(prepared.tbs))
     with pytest.raises(SignatureMismatch):
         check_response(wrong, prepared, responder(ca))
+
+
+def test_a_response_carries_the_very_signature_that_was_verified(ca: TestCa) -> None:
+    prepared, der = response(ca, CertificateStatus(serial=SERIAL))
+    signature = ocsp.load_der_ocsp_response(der).signature
+    check_response(der, prepared, responder(ca), verified_signature=signature)
+    with pytest.raises(SignatureMismatch, match="not the one"):
+        check_response(der, prepared, responder(ca), verified_signature=ca.sign(prepared.tbs))

@@ -11,6 +11,7 @@ import pytest
 from server.web.docs_page import docs_page
 from server.web.openapi import openapi_document
 from server.web.problem import ALL_KINDS, Kind
+from tests.support.profiles import OFFERED
 
 VOID = {"meta", "br"}
 
@@ -50,7 +51,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def document() -> Any:
-    return openapi_document(version="1.2.3")
+    return openapi_document(version="1.2.3", profiles=OFFERED)
 
 
 @pytest.fixture(scope="module")

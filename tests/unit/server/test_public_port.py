@@ -12,7 +12,7 @@ from server import public_port
 from server.config import Address
 from server.home import Home, Lock, exclusive, held
 from server.public_port import listen, require_free
-from tests.support.certmill import free_ports
+from tests.support.ports import free_ports
 
 
 @pytest.fixture(autouse=True)

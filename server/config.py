@@ -120,6 +120,7 @@ class IssuanceSection(Section, frozen=True, kw_only=True):
     batch_age_ms: Annotated[float, Meta(ge=0, le=1000)] = 2.0
     batches_in_flight: Annotated[int, Meta(ge=1, le=64)] = 4
     queue_limit: Count = 5000
+    preparers: Annotated[int, Meta(ge=0, le=64)] = 1
     backdate_s: Annotated[int, Meta(ge=0, le=47 * 3600)] = 300
     sign_deadline_s: Annotated[float, Meta(gt=0, le=300)] = 20.0
 

@@ -26,6 +26,7 @@ _CONNECT_S, _LEAST_S = 10.0, 0.1
 _PIECE_BYTES = 64 * 1024
 _OK = range(200, 300)
 _DROPPED = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
+_PERHAPS = "; if this goes on: is the client certificate of this CA, and not expired?"  # servers may just hang up
 
 Tell = Callable[[CertmillError, float], None]
 
@@ -145,7 +146,8 @@ def _classified(error: HTTPError) -> CertmillError:
     """Tell a connection that was lost from one that TLS does not allow."""
     if isinstance(error, urllib3.exceptions.SSLError) and not isinstance(error.args[0], _DROPPED):
         return CertmillUntrusted(f"TLS failed: {error}")
-    return CertmillUnreachable(f"no answer: {error}")
+    hung_up = isinstance(error, urllib3.exceptions.SSLError) or "RemoteDisconnected" in str(error)
+    return CertmillUnreachable(f"no answer: {error}{_PERHAPS if hung_up else ''}")
 
 
 def _retry_after_s(headers: Mapping[str, str]) -> float | None:

@@ -16,8 +16,8 @@ def api(tmp_path: Path) -> Iterator[FakeApi]:
 class Patient(CertmillClient):
     """Keeps its pauses in mind instead of making them."""
 
-    def __init__(self, api: FakeApi, **options: float) -> None:
-        super().__init__(api.url, api.certificate, api.key, api.certificate, **options)
+    def __init__(self, api: FakeApi, timeout_s: float = 5) -> None:
+        super().__init__(api.url, api.certificate, api.key, api.certificate, timeout_s=timeout_s)
         self.pauses: list[float] = []
         self.transport.sleep = self.pauses.append
 

@@ -60,10 +60,18 @@ class CertmillClient(BatchCalls):
         """Ask when a certificate should be renewed."""
         return self._get(path("certificates", serial, "renewal-info"), RenewalInfo)
 
-    def renew(self, serial: str, csr: str | bytes, *, idempotency_key: str | None = None) -> Certificate:
-        """Ask for the successor of a certificate, with the same subject and names, for a new CSR."""
+    def renew(
+        self,
+        serial: str,
+        csr: str | bytes,
+        *,
+        validity_days: int | None = None,
+        idempotency_key: str | None = None,
+    ) -> Certificate:
+        """Ask for the successor of a certificate, with the same subject and names, for a CSR with a new key."""
+        body = {"csr": pem(csr), **({"validity_days": validity_days} if validity_days else {})}
         url = path("certificates", serial, "renewal")
-        return self._post(url, {"csr": pem(csr)}, Certificate, key=idempotency_key or new_key())
+        return self._post(url, body, Certificate, key=idempotency_key or new_key())
 
     def usage(self) -> Usage:
         """Return what this client has used of its quota, and what is to come."""

@@ -81,17 +81,29 @@ class BatchList(Answer, frozen=True, kw_only=True):
 
 
 class RenewalWindow(Answer, frozen=True, kw_only=True):
-    """When to renew: at a moment drawn by chance in it."""
+    """When to renew: at a moment drawn by chance in it; at once where it lies in the past."""
 
     start: dt.datetime
     end: dt.datetime
 
 
-class RenewalInfo(Answer, frozen=True, kw_only=True):
-    """When a certificate should be renewed (after RFC 9773)."""
+class RenewalInfo(Answer, frozen=True, kw_only=True, rename="camel"):
+    """When a certificate should be renewed (RFC 9773 §4.2); ask again every day or so, it may move."""
 
     suggested_window: RenewalWindow
 
 
 class Usage(Answer, frozen=True, kw_only=True):
-    """What a client has used of its quota; None where there is no limit."""
+    """What the client used this year. `remaining` is None without a quota; the rest as in the API guide."""
+
+    client: str
+    year: int
+    used: int
+    remaining: int | None
+    resets_at: dt.datetime
+    live: int
+    by_profile: dict[str, int]
+    by_month: dict[str, int]
+    limits: dict[str, object]
+    expiring: dict[str, int]
+    forecast: dict[str, object]

@@ -24,6 +24,10 @@ BATCH = {
     "id": "b1", "profile": "tls-server@1", "state": "queued", "dry_run": False, "rows": 2, "issued": 0, "failed": 0,
     "checked": 0, "pending": 2, "created_at": "2026-11-23T11:00:00Z",
 }  # fmt: skip
+USAGE = {
+    "client": "demo", "year": 2026, "used": 3, "remaining": None, "resets_at": "2027-01-01T00:00:00Z", "live": 2,
+    "by_profile": {}, "by_month": {}, "limits": {"names": ["*"]}, "expiring": {"days_30": 1}, "forecast": {"year_end": 9},
+}  # fmt: skip
 PROBLEM = {
     "type": "/docs#profile-violation", "title": "The profile does not allow this request", "status": 422,
     "detail": "CN is missing", "field": "subject", "remedy": "give a CN", "instance": "urn:request:7",
@@ -173,10 +177,16 @@ def test_calls_are_written_as_the_api_wants_them(api: FakeApi, patient: Patient)
     assert patient.revoke("5f1c", "superseded").ocsp == "revoked"
     assert patient.renew("5f1c", b"\x30\x00", idempotency_key="k").serial == "5f1c"
     assert not patient.batch("../x").ended
+    window = {"suggestedWindow": {"start": "2027-04-01T00:00:00Z", "end": "2027-04-03T00:00:00Z"}}
+    api.says(said(window), said(USAGE))
+    assert patient.renewal_info("5f1c").suggested_window.start == datetime(2027, 4, 1, tzinfo=UTC)
+    assert patient.usage().remaining is None
     assert [(one.method, one.path) for one in api.heard] == [
         ("POST", "/v1/certificates/5f1c/revocation"),
         ("POST", "/v1/certificates/5f1c/renewal"),
         ("GET", "/v1/batches/..%2Fx"),
+        ("GET", "/v1/certificates/5f1c/renewal-info"),
+        ("GET", "/v1/usage"),
     ]
     assert api.heard[1].headers["idempotency-key"] == "k"
     csr = json.loads(api.heard[1].body)["csr"]

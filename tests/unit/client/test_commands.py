@@ -14,7 +14,8 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from typer.testing import CliRunner, Result
 
 from server.cli.commands import app
-from server.config import CLIENT_VARIABLES
+from server.config import CLIENT_VARIABLES, load_config
+from server.errors import ConfigError
 from tests.support.fake_api import LOST, FakeApi, Heard, Say
 from tests.unit.client.test_batches import state, stream
 from tests.unit.client.test_calls import BATCH, CERTIFICATE, PROBLEM, said
@@ -290,3 +291,9 @@ def test_a_bar_on_a_terminal(api: FakeApi, environ: dict[str, str | None]) -> No
     assert done.returncode == 0
     assert "2/2" in shown
     assert b"batch b1 is done" in done.stdout
+
+
+def test_a_server_leaves_the_clients_variables_alone_and_refuses_others() -> None:
+    load_config(dict.fromkeys(CLIENT_VARIABLES, "x"))
+    with pytest.raises(ConfigError, match="CERTMILL_CLIENT_URI"):
+        load_config({"CERTMILL_CLIENT_URI": "x"})

@@ -11,34 +11,17 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import NameOID
 
 from client.api import CertmillClient
 from client.errors import CertmillError
 from client.files import PRIVATE, PUBLIC, whole_file
 from client.messages import Certificate
+from pkix.attributes import BY_NAME
 from server.cli.calling import print_json, run
 from server.cli.connection import Connection
 from server.cli.pending import Pending, PendingFile
 from server.errors import RequestRefused
 
-_ATTRIBUTES = {
-    "C": NameOID.COUNTRY_NAME,
-    "ST": NameOID.STATE_OR_PROVINCE_NAME,
-    "L": NameOID.LOCALITY_NAME,
-    "street": NameOID.STREET_ADDRESS,
-    "postalCode": NameOID.POSTAL_CODE,
-    "O": NameOID.ORGANIZATION_NAME,
-    "organizationIdentifier": NameOID.ORGANIZATION_IDENTIFIER,
-    "OU": NameOID.ORGANIZATIONAL_UNIT_NAME,
-    "title": NameOID.TITLE,
-    "givenName": NameOID.GIVEN_NAME,
-    "surname": NameOID.SURNAME,
-    "pseudonym": NameOID.PSEUDONYM,
-    "CN": NameOID.COMMON_NAME,
-    "serialNumber": NameOID.SERIAL_NUMBER,
-    "emailAddress": NameOID.EMAIL_ADDRESS,
-}
 _LONGEST_BYTES = 64 * 1024
 
 
@@ -168,10 +151,10 @@ def _make(wanted: Wanted, csr: str | None) -> Pending:
 def _name(subject: dict[str, str]) -> x509.Name:
     attributes = []
     for name, value in subject.items():
-        if name not in _ATTRIBUTES:
-            raise RequestRefused(f"no attribute {name}", field="--subject", remedy=f"use {', '.join(_ATTRIBUTES)}")
+        if name not in BY_NAME:
+            raise RequestRefused(f"no attribute {name}", field="--subject", remedy=f"use {', '.join(BY_NAME)}")
         try:
-            attributes.append(x509.NameAttribute(_ATTRIBUTES[name], value))
+            attributes.append(x509.NameAttribute(BY_NAME[name].oid, value))
         except ValueError as error:
             raise RequestRefused(f"{name}: {error}", field="--subject", remedy="give another value") from None
     return x509.Name(attributes)

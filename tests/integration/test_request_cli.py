@@ -17,14 +17,12 @@ from tests.support.certmill import RunningCertmill
 from tests.support.fake_api import FakeApi
 from tests.support.rough_api import RoughApi, rough_api
 
-NAME = "killed.example"
 
-
-def start(api: RoughApi, running: RunningCertmill, work: Path) -> "subprocess.Popen[str]":
+def start(name: str, api: RoughApi, running: RunningCertmill, work: Path) -> "subprocess.Popen[str]":
     demo = running.home / "clients/demo"
     where = api.url, str(demo / "cert.pem"), str(demo / "key.pem"), str(running.home / "ca/root.pem")
     return subprocess.Popen(
-        [sys.executable, "-m", "server", "request", "--profile", "tls-server", "--subject", f"CN={NAME}", "-o", work / "www"],
+        [sys.executable, "-m", "server", "request", "--profile", "tls-server", "--subject", f"CN={name}", "-o", work / "www"],
         env={**os.environ, **dict(zip(CLIENT_VARIABLES, where, strict=True))}, text=True, stderr=subprocess.PIPE,
     )  # fmt: skip
 
@@ -33,18 +31,18 @@ def test_a_rerun_after_kill_9_gets_the_certificate_that_was_issued(
     running: RunningCertmill, tmp_path: Path
 ) -> None:
     with rough_api(running, "lost") as api:
-        first = start(api, running, tmp_path)
+        first = start("killed.example", api, running, tmp_path)
         deadline = time.monotonic() + 30
         while not api.lost and time.monotonic() < deadline:
             time.sleep(0.005)
         first.kill()
         first.communicate(timeout=10)
         assert [path.name for path in tmp_path.iterdir()] == ["www.pending"]
-        second = start(api, running, tmp_path)
+        second = start("killed.example", api, running, tmp_path)
         _, told = second.communicate(timeout=60)
         assert second.returncode == 0, told
         assert len(api.keys) == 1
-    assert len(running.api("GET", f"/v1/certificates?dns_name={NAME}").json["certificates"]) == 1
+    assert len(running.api("GET", "/v1/certificates?dns_name=killed.example").json["certificates"]) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["www.key", "www.pem"]
     leaf, issuer = x509.load_pem_x509_certificates((tmp_path / "www.pem").read_bytes())
     leaf.verify_directly_issued_by(issuer)
@@ -70,9 +68,9 @@ def test_the_package_reads_searches_and_revokes(running: RunningCertmill, tmp_pa
     demo = running.home / "clients/demo"
     url = f"https://localhost:{running.api_port}"
     with rough_api(running) as api:
-        start(api, running, tmp_path).communicate(timeout=60)
+        start("read.example", api, running, tmp_path).communicate(timeout=60)
     with CertmillClient(url, demo / "cert.pem", demo / "key.pem", running.home / "ca/root.pem") as certmill:
-        found = next(certmill.search(dns_name=NAME, limit=1))
+        found = next(certmill.search(dns_name="read.example", limit=1))
         assert certmill.read(found.serial) == found
         assert [certmill.revoke(found.serial, "superseded").ocsp for _ in range(2)] == ["revoked"] * 2
         assert certmill.read(found.serial).revocation_reason == "superseded"

@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 export PYTHONUNBUFFERED = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format lock bench bench-ocsp bench-issue bench-signer load fuzz soak clean
+.PHONY: help run test check format lock bench bench-ocsp bench-issue bench-signer load fuzz soak soak-batch clean
 
 help: ## print this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -15,7 +15,7 @@ run: $(VENV)/.run ## install what is needed, initialise ./var once, serve until 
 	@exec $(BIN)/certmill serve
 
 test: $(VENV)/.dev ## install what is needed, run every test with the coverage gates
-	@deploy/bootstrap softhsm gcc java
+	@deploy/bootstrap softhsm gcc java nss
 	@deploy/coverage-gate $(BIN)/python
 
 check: $(VENV)/.dev ## format, lint, types, import contracts, file sizes
@@ -50,6 +50,10 @@ soak: $(VENV)/.dev ## ten minutes of random HSM faults under load: nothing lost,
 fuzz: $(VENV)/.dev ## 120,000 hostile requests for certificates and batches: only 4xx, no defect, memory flat
 	@deploy/bootstrap softhsm
 	@$(BIN)/python -m loadtests.fuzz_input
+
+soak-batch: $(VENV)/.dev ## a batch of 100,000 rows, kill -9 of the authority three times: one certificate for each row
+	@deploy/bootstrap softhsm
+	@$(BIN)/python -m loadtests.soak_batch
 
 load: $(VENV)/.dev ## Locust, headless, against a certmill of its own: issuing and OCSP
 	@deploy/bootstrap softhsm

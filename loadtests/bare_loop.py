@@ -38,7 +38,9 @@ class BareLoop:
         self._directory = tempfile.TemporaryDirectory(prefix="certmill-bare-")
 
     def __enter__(self) -> "BareLoop":
-        self._database = sqlite3.connect(Path(self._directory.name) / "bare.sqlite", isolation_level=None)
+        self._database = sqlite3.connect(
+            Path(self._directory.name) / "bare.sqlite", isolation_level=None, check_same_thread=False
+        )
         self._database.execute("PRAGMA journal_mode=WAL")
         self._database.execute("PRAGMA synchronous=FULL")
         self._database.execute("CREATE TABLE certificates (serial TEXT PRIMARY KEY, der BLOB, ocsp BLOB)")

@@ -1,6 +1,8 @@
 """Names that a request gives beside its CSR."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,6 +17,13 @@ class AskedNames:
     ip_addresses: tuple[str, ...] = ()
     emails: tuple[str, ...] = ()
     uris: tuple[str, ...] = ()
+
+    @classmethod
+    def from_json(cls, given: Mapping[str, Any]) -> Self:
+        """Return what `as_json` gave."""
+        subject = tuple((str(name), str(value)) for name, value in given.get("subject", ()))
+        names = {kind: tuple(map(str, texts)) for kind, texts in given.items() if kind != "subject"}
+        return cls(subject=subject, **names)
 
     @property
     def as_json(self) -> dict[str, object]:

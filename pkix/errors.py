@@ -49,7 +49,19 @@ class MalformedOcspRequest(PkixError):
 
 
 class LintError(PkixError):
-    """A to-be-signed certificate breaks a rule: a bug or a bad profile, never the requester's fault."""
+    """A to-be-signed certificate breaks a rule: a bug or a bad profile, not the requester's fault.
+
+    Its words name the rule and the field of the certificate, and may be told to everybody.
+    """
+
+    @property
+    def detail(self) -> str:
+        """Name the rule that is broken, and where."""
+        return str(self)
+
+
+class ContentRefused(LintError):
+    """As `LintError`, but everything that breaks a rule is content of the request: names or key."""
 
 
 class SignatureMismatch(PkixError):

@@ -2,13 +2,11 @@
 
 import ipaddress
 import re
-from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from pkix.csr import IpAddress
 from pkix.errors import ProfileViolation
 
-Texts = tuple[str, ...]
 _MAX_DNS_NAME = 253
 _MAX_EMAIL, _MAX_LOCAL = 254, 64  # RFC 5321 §4.5.3.1
 _MAX_URI = 1024
@@ -114,11 +112,3 @@ def uri(text: str, field: str) -> str:
     if host and ":" not in host and not host.replace(".", "").isdigit():
         dns_name(host, field)
     return text
-
-
-READERS: dict[str, Callable[[str, str], str | IpAddress]] = {
-    "dns": dns_name,
-    "ip": ip_address,
-    "email": email_address,
-    "uri": uri,
-}

@@ -18,11 +18,14 @@ from pkix.errors import UnsupportedKey
 class Issuer:
     """An issuing CA: certificate, key and the extensions that every certificate under it shares.
 
-    `access` is authority information access by what it names: "ocsp", "issuers" or both.
+    `access` is authority information access by what it names: "ocsp", "issuers" or both. `name_der` and `spki_der`
+    are its subject and its SubjectPublicKeyInfo.
     """
 
     certificate: x509.Certificate
     public_key: SigningPublicKey
+    name_der: bytes
+    spki_der: bytes
     algorithm: SignatureAlgorithm
     authority_key_identifier: x509.AuthorityKeyIdentifier
     access: Mapping[frozenset[str], x509.AuthorityInformationAccess]
@@ -46,6 +49,8 @@ class Issuer:
         return cls(
             certificate=certificate,
             public_key=public_key,
+            name_der=certificate.subject.public_bytes(),
+            spki_der=public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),
             algorithm=algorithm_for(public_key, algorithm_name),
             authority_key_identifier=x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(ski),
             access={

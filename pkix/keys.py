@@ -8,6 +8,8 @@ from pkix.errors import KeyRejected
 
 SubjectPublicKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey
 
+NEW_KEY = "make a new key: RSA of 2048, 3072 or 4096 bits with exponent 65537, or ECDSA P-256 or P-384"
+
 _MIN_RSA_BITS, _MAX_RSA_BITS = 2048, 8192
 _MIN_EXPONENT, _MAX_EXPONENT = 65537, 1 << 256
 _CURVES = frozenset({"secp256r1", "secp384r1", "secp521r1"})
@@ -56,5 +58,4 @@ def _check_rsa(public_key: rsa.RSAPublicKey) -> None:
 
 
 def _rejected(detail: str) -> KeyRejected:
-    remedy = "make a new key: RSA of 2048, 3072 or 4096 bits with exponent 65537, or ECDSA P-256 or P-384"
-    return KeyRejected(detail, field="csr", remedy=remedy)
+    return KeyRejected(detail, field="csr", remedy=NEW_KEY)

@@ -5,25 +5,48 @@ or a broken profile, so it stops the request before any key is asked. Cost: abou
 """
 
 import datetime as dt
+import functools
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.x509.oid import ExtensionOID, NameOID
 
 from pkix.attributes import BY_OID
-from pkix.certificate import ONE_SECOND, PreparedCertificate, alternative_names
+from pkix.certificate import ONE_SECOND, PreparedCertificate
 from pkix.errors import LintError
 from pkix.issuer import Issuer
 from pkix.profile import KEY_USAGES, Profile
-from pkix.profile_rules import Presence, key_kind
+from pkix.profile_rules import NameRule, Presence, key_kind
 from pkix.unsigned import assemble, tlv
 
 _MAX_SERIAL = 1 << 159
 _MIN_SERIAL = 1 << 64
 _MAX_BACKDATE = dt.timedelta(hours=48)
 _FIRST_GENERALIZED_YEAR = 2050
+_VERSION_3 = bytes.fromhex("a003020102")
+_FIELDS = (
+    "RFC 5280 §4.1.2.1: version is not 3",
+    "RFC 5280 §4.1.2.2: another serial number",
+    "BR 7.1.3.2: the signature field is not the issuer's AlgorithmIdentifier",
+    "BR 7.1.4.1: issuer is not the CA's subject byte for byte",
+    "RFC 5280 §4.1.2.5: another validity, or times of another type",
+    "RFC 5280 §4.1.2.6: another subject, or strings of another type",
+)
+_NAME_TYPES: dict[str, type[x509.GeneralName]] = {
+    "dns": x509.DNSName,
+    "ip": x509.IPAddress,
+    "email": x509.RFC822Name,
+    "uri": x509.UniformResourceIdentifier,
+}
+_CLAUSES = {
+    ExtensionOID.BASIC_CONSTRAINTS: "RFC 5280 §4.2.1.9: basic constraints",
+    ExtensionOID.EXTENDED_KEY_USAGE: "BR 7.1.2.7.10: extended key usage",
+    ExtensionOID.CERTIFICATE_POLICIES: "BR 7.1.2.7.9: certificate policies",
+    ExtensionOID.OCSP_NO_CHECK: "RFC 6960 §4.2.2.2.1: ocsp-nocheck",
+}
+_USAGES = tuple(KEY_USAGES.items())
 _Expectation = tuple[x509.ObjectIdentifier, bool, x509.ExtensionType, str]
 
 
@@ -33,14 +56,15 @@ def lint_certificate(prepared: PreparedCertificate, issuer: Issuer, *, now: dt.d
         read = x509.load_der_x509_certificate(assemble(prepared.tbs, issuer.algorithm, b""))
         extensions = read.extensions
         read_back = read.tbs_certificate_bytes
-    except (ValueError, x509.DuplicateExtension) as error:
+        key = read.public_key()
+    except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.InvalidVersion) as error:
         raise LintError(f"RFC 5280 §4.1: the TBSCertificate does not parse: {error}") from error
     _require(read_back == prepared.tbs, "RFC 5280 §4.1: the TBSCertificate is not in its canonical form")
-    _lint_fields(read, prepared, issuer)
-    _lint_key(read, prepared, issuer)
-    _lint_validity(read, prepared, issuer, now)
-    _lint_subject(read, prepared)
-    _lint_extensions(read, extensions, prepared, issuer)
+    spki = _lint_fields(prepared, issuer)
+    _require(spki != issuer.spki_der, "BR 6.1.1.3: the subject key is the key of the issuing CA")
+    _require(prepared.profile.keys.allows(key), "BR 6.1.5: the profile does not allow this kind or size of key")
+    _lint_validity(prepared, issuer, now)
+    _lint_extensions(extensions, prepared, issuer, kind=key_kind(key), spki=spki)
 
 
 def _require(condition: bool, finding: str) -> None:
@@ -48,37 +72,50 @@ def _require(condition: bool, finding: str) -> None:
         raise LintError(finding)
 
 
-def _lint_fields(read: x509.Certificate, prepared: PreparedCertificate, issuer: Issuer) -> None:
-    _require(read.version is x509.Version.v3, "RFC 5280 §4.1.2.1: version is not 3")
-    _require(read.serial_number == prepared.serial, "RFC 5280 §4.1.2.2: another serial number")
-    _require(_MIN_SERIAL <= read.serial_number < _MAX_SERIAL, "BR 7.1.2.7: serial number too short or long")
-    # After the serial number: an Ed25519 subject key has the same identifier as an Ed25519 signature.
-    serial = tlv(0x02, read.serial_number.to_bytes(read.serial_number.bit_length() // 8 + 1, "big"))
+def _lint_fields(prepared: PreparedCertificate, issuer: Issuer) -> memoryview:
+    """Compare the fields byte by byte, up to the extensions; return SubjectPublicKeyInfo.
+
+    Each is encoded here once more, so that also every string has its proper type.
+    """
+    serial = tlv(0x02, prepared.serial.to_bytes(prepared.serial.bit_length() // 8 + 1, "big"))
+    times = tlv(0x30, _time(prepared.not_before) + _time(prepared.not_after))
+    fields = (_VERSION_3, serial, issuer.algorithm.identifier_der, issuer.name_der, times, _lint_subject(prepared))
+    tbs, at, expected = prepared.tbs, _content(prepared.tbs, 0), b"".join(fields)
+    if not tbs.startswith(expected, at):
+        wrong = next(n for n in range(len(fields)) if not tbs.startswith(b"".join(fields[: n + 1]), at))
+        raise LintError(_FIELDS[wrong])
+    at += len(expected)
+    _require(_MIN_SERIAL <= prepared.serial < _MAX_SERIAL, "BR 7.1.2.7: serial number too short or long")
+    spki = memoryview(tbs)[at : _end(tbs, at)]
     _require(
-        prepared.tbs.find(serial + issuer.algorithm.identifier_der) > 0,
-        "BR 7.1.3.2: the signature field is not the issuer's AlgorithmIdentifier",
+        hashlib.sha256(spki).digest() == prepared.spki_sha256, "RFC 5280 §4.1.2.7: not the key that was asked for"
     )
-    _require(
-        read.issuer.public_bytes() == issuer.certificate.subject.public_bytes(),
-        "BR 7.1.4.1: issuer is not the CA's subject byte for byte",
-    )
+    return spki
 
 
-def _lint_key(read: x509.Certificate, prepared: PreparedCertificate, issuer: Issuer) -> None:
-    key = read.public_key()
-    _require(key != issuer.public_key, "BR 6.1.1.3: the subject key is the key of the issuing CA")
-    _require(prepared.profile.keys.allows(key), "BR 6.1.5: the profile does not allow this kind or size of key")
-    spki = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    _require(
-        hashlib.sha256(spki).digest() == prepared.spki_sha256 and prepared.tbs.find(spki) > 0,
-        "RFC 5280 §4.1.2.7: not the key that was asked for",
-    )
+def _content(der: bytes | memoryview, at: int) -> int:
+    """Return where the content of the element at this place begins."""
+    length = der[at + 1]
+    return at + 2 + (length & 0x7F if length & 0x80 else 0)
 
 
-def _lint_validity(
-    read: x509.Certificate, prepared: PreparedCertificate, issuer: Issuer, now: dt.datetime
-) -> None:
-    start, end = read.not_valid_before_utc, read.not_valid_after_utc
+def _end(der: bytes | memoryview, at: int) -> int:
+    """Return where the element at this place ends."""
+    content = _content(der, at)
+    length = der[at + 1]
+    return content + (int.from_bytes(der[at + 2 : content], "big") if length & 0x80 else length)
+
+
+@functools.lru_cache(maxsize=64)
+def _time(moment: dt.datetime) -> bytes:
+    """Encode a time as RFC 5280 §4.1.2.5 wants it: UTCTime through 2049, then GeneralizedTime."""
+    if moment.year < _FIRST_GENERALIZED_YEAR:
+        return tlv(0x17, moment.strftime("%y%m%d%H%M%SZ").encode())
+    return tlv(0x18, moment.strftime("%Y%m%d%H%M%SZ").encode())
+
+
+def _lint_validity(prepared: PreparedCertificate, issuer: Issuer, now: dt.datetime) -> None:
+    start, end = prepared.not_before, prepared.not_after
     _require(start <= end, "RFC 5280 §4.1.2.5: notAfter lies before notBefore")
     _require(
         end - start + ONE_SECOND <= prepared.profile.longest(max(start, now)),
@@ -92,59 +129,47 @@ def _lint_validity(
     )
 
 
-def _lint_subject(read: x509.Certificate, prepared: PreparedCertificate) -> None:
-    """Check order, presence, form and string types: the last by encoding the subject here once more."""
-    profile, found, encoded = prepared.profile, dict[str, list[str]](), b""
-    for attribute in read.subject:
+def _lint_subject(prepared: PreparedCertificate) -> bytes:
+    """Check order, presence and form of the attributes that were chosen; return the subject, encoded."""
+    profile, encoded, found, last = prepared.profile, b"", dict[str, int](), -1
+    for attribute in prepared.names.subject:
         kind, value = BY_OID.get(attribute.oid), attribute.value
-        if kind is None or not isinstance(value, str) or kind.name not in profile.attributes:
+        rule = None if kind is None else profile.attributes.get(kind.name)
+        if kind is None or rule is None or not isinstance(value, str):
             raise LintError(f"RFC 5280 §4.1.2.6: subject attribute {attribute.oid.dotted_string} is not allowed")
-        found.setdefault(kind.name, []).append(value)
+        fault, place = rule.fault(value), profile.subject.index(rule)
+        _require(fault is None, f"RFC 5280 Appendix A: {fault and fault[0]}")
+        _require(rule.value in {None, value}, f"RFC 5280 §4.1.2.6: {kind.name} is not what the profile fixes")
+        _require(place >= last, "BR 7.1.4.2: the subject is not in the order of its profile")
+        found[kind.name] = found.get(kind.name, 0) + 1
+        _require(found[kind.name] <= rule.count, f"RFC 5280 §4.1.2.6: {kind.name} stands too often")
         encoded += tlv(0x31, tlv(0x30, kind.oid_der + tlv(kind.tag, value.encode())))
-    times = tlv(0x30, _time(read.not_valid_before_utc) + _time(read.not_valid_after_utc))
-    _require(
-        prepared.tbs.find(times + tlv(0x30, encoded)) > 0,
-        "RFC 5280 §4.1.2.4: a time or a subject attribute is not of its proper string type",
-    )
-    ordered = [name for name in profile.attributes if name in found]
-    _require(list(found) == ordered, "BR 7.1.4.2: the subject is not in the order of its profile")
-    for name, rule in profile.attributes.items():
-        values = found.get(name, [])
-        _require(
-            len(values) <= rule.count and (bool(values) or rule.presence is Presence.OPTIONAL),
-            f"RFC 5280 §4.1.2.6: subject attribute {name} is missing, or stands too often",
-        )
-        for value in values:
-            fault = rule.fault(value)
-            _require(fault is None, f"RFC 5280 Appendix A: {fault and fault[0]}")
-            _require(rule.value in {None, value}, f"RFC 5280 §4.1.2.6: {name} is not what the profile fixes")
+        last = place
+    _require(profile.always <= found.keys(), "RFC 5280 §4.1.2.6: the subject lacks a required attribute")
     _require(
         all(group & found.keys() for group in profile.any_subject),
         "RFC 5280 §4.1.2.6: the subject lacks an attribute of a group",
     )
-    _require(read.subject == prepared.names.subject, "RFC 5280 §4.1.2.6: not the subject that was chosen")
-
-
-def _time(moment: dt.datetime) -> bytes:
-    """Encode a time as RFC 5280 §4.1.2.5 wants it: UTCTime through 2049, then GeneralizedTime."""
-    if moment.year < _FIRST_GENERALIZED_YEAR:
-        return tlv(0x17, moment.strftime("%y%m%d%H%M%SZ").encode())
-    return tlv(0x18, moment.strftime("%Y%m%d%H%M%SZ").encode())
+    return tlv(0x30, encoded)
 
 
 def _lint_extensions(
-    read: x509.Certificate, extensions: x509.Extensions, prepared: PreparedCertificate, issuer: Issuer
+    extensions: x509.Extensions, prepared: PreparedCertificate, issuer: Issuer, *, kind: str, spki: memoryview
 ) -> None:
     profile = prepared.profile
     present = {extension.oid: (extension.critical, extension.value) for extension in extensions}
-    named = present.pop(ExtensionOID.SUBJECT_ALTERNATIVE_NAME, None)
-    _lint_alternative_names(read, named, prepared)
+    _lint_alternative_names(present.pop(ExtensionOID.SUBJECT_ALTERNATIVE_NAME, None), prepared)
     usage = present.pop(ExtensionOID.KEY_USAGE, None)
     _require(
-        usage is not None and usage[0] and _usages(usage[1]) == profile.key_usage[key_kind(read.public_key())],
-        "BR 7.1.2.7.11: key usage",
+        usage is not None and usage[0] and _usages(usage[1]) == profile.key_usage[kind], "BR 7.1.2.7.11: key usage"
     )
-    for oid, critical, value, finding in _expected(read, profile, issuer):
+    if profile.subject_key_identifier:
+        bits = _end(spki, _content(spki, 0))  # after AlgorithmIdentifier
+        digest = hashlib.sha1(spki[_content(spki, bits) + 1 :], usedforsecurity=False).digest()
+        ski = present.pop(ExtensionOID.SUBJECT_KEY_IDENTIFIER, None)
+        is_right = ski is not None and not ski[0] and getattr(ski[1], "digest", b"") == digest
+        _require(is_right, "RFC 5280 §4.2.1.2: subject key identifier")
+    for oid, critical, value, finding in _expected(profile, issuer):
         found = present.pop(oid, None)
         _require(found is not None and found[0] == critical and found[1] == value, finding)
     _require(not present, "BR 7.1.2.7.6: unexpected extensions")
@@ -155,70 +180,65 @@ def _usages(value: x509.ExtensionType) -> frozenset[str]:
         value.key_agreement and (value.encipher_only or value.decipher_only)
     ):
         return frozenset()
-    return frozenset(name for name, argument in KEY_USAGES.items() if getattr(value, argument))
+    return frozenset(name for name, argument in _USAGES if getattr(value, argument))
 
 
-def _expected(read: x509.Certificate, profile: Profile, issuer: Issuer) -> Iterator[_Expectation]:
-    """Say which extensions the profile wants beside key usage and names: OID, criticality, value, finding."""
+def _expected(profile: Profile, issuer: Issuer) -> Iterator[_Expectation]:
+    """Say which extensions the profile wants beside those of key and names: OID, criticality, value, finding."""
     aki = issuer.authority_key_identifier
     yield ExtensionOID.AUTHORITY_KEY_IDENTIFIER, False, aki, "BR 7.1.2.11.1: authority key identifier"
-    if profile.subject_key_identifier:
-        ski = x509.SubjectKeyIdentifier.from_public_key(read.public_key())
-        yield ExtensionOID.SUBJECT_KEY_IDENTIFIER, False, ski, "RFC 5280 §4.2.1.2: subject key identifier"
-    if profile.extended_key_usage:
-        eku = x509.ExtendedKeyUsage(profile.extended_key_usage)
-        yield ExtensionOID.EXTENDED_KEY_USAGE, False, eku, "BR 7.1.2.7.10: extended key usage"
     if profile.aia:
         aia = issuer.access[profile.aia]
         yield ExtensionOID.AUTHORITY_INFORMATION_ACCESS, False, aia, "BR 7.1.2.7.7: authority information access"
     if profile.cdp:
         cdp = issuer.crl_distribution_points
         yield ExtensionOID.CRL_DISTRIBUTION_POINTS, False, cdp, "BR 7.1.2.11.2: CRL distribution points"
-    if profile.policies:
-        policies = x509.CertificatePolicies(
-            [x509.PolicyInformation(one.oid, [one.cps] if one.cps else None) for one in profile.policies]
-        )
-        yield ExtensionOID.CERTIFICATE_POLICIES, False, policies, "BR 7.1.2.7.9: certificate policies"
-    if profile.path_length is not None:
-        basic = x509.BasicConstraints(ca=True, path_length=profile.path_length)
-        yield ExtensionOID.BASIC_CONSTRAINTS, True, basic, "RFC 5280 §4.2.1.9: basic constraints"
-    if profile.ocsp_nocheck:
-        yield ExtensionOID.OCSP_NO_CHECK, False, x509.OCSPNoCheck(), "RFC 6960 §4.2.2.2.1: ocsp-nocheck"
+    for value, critical in profile.shared:
+        yield value.oid, critical, value, _CLAUSES[value.oid]
 
 
-def _lint_alternative_names(
-    read: x509.Certificate, found: tuple[bool, x509.ExtensionType] | None, prepared: PreparedCertificate
-) -> None:
+def _lint_alternative_names(found: tuple[bool, x509.ExtensionType] | None, prepared: PreparedCertificate) -> None:
     profile, names = prepared.profile, prepared.names
-    chosen = {"dns": names.dns_names, "ip": names.ip_addresses, "email": names.emails, "uri": names.uris}
-    wanted = alternative_names(names)
-    if not wanted:
+    chosen: dict[str, Sequence[object]] = {
+        "dns": names.dns_names,
+        "ip": names.ip_addresses,
+        "email": names.emails,
+        "uri": names.uris,
+    }
+    if not any(chosen.values()):
         _require(found is None, "RFC 5280 §4.2.1.6: subject alternative names that nobody chose")
-        _require(bool(read.subject.rdns), "RFC 5280 §4.1.2.6: neither subject nor alternative names")
+        _require(bool(names.subject.rdns), "RFC 5280 §4.1.2.6: neither subject nor alternative names")
     else:
-        is_right = found is not None and found[1] == x509.SubjectAlternativeName(wanted)
-        _require(is_right, "RFC 5280 §4.2.1.6: not the subject alternative names that were chosen")
-        is_critical = found is not None and found[0]
-        _require(is_critical == (not read.subject.rdns), "RFC 5280 §4.2.1.6: criticality")
+        critical, value = found or (False, None)
+        wanted = [(_NAME_TYPES[kind], name) for kind, some in chosen.items() for name in some]
+        read = [(type(n), n.value) for n in value] if isinstance(value, x509.SubjectAlternativeName) else []
+        _require(read == wanted, "RFC 5280 §4.2.1.6: not the subject alternative names that were chosen")
+        _require(critical == (not names.subject.rdns), "RFC 5280 §4.2.1.6: criticality")
     for kind, rule in profile.names.items():
-        count = len(chosen[kind])
-        _require(count <= (rule.count if rule.allowed else 0), f"RFC 5280 §4.2.1.6: too many {kind} names")
-        _require(count > 0 or rule.presence is not Presence.REQUIRED, f"RFC 5280 §4.2.1.6: no {kind} name")
-        if rule.pattern is not None:
-            fits = all(rule.pattern.fullmatch(str(name)) for name in chosen[kind])
-            _require(fits, f"RFC 5280 §4.2.1.6: a {kind} name of another form")
+        _lint_names(kind, rule, chosen[kind])
     _require(
         all(any(chosen[kind] for kind in group) for group in profile.any_names),
         "RFC 5280 §4.2.1.6: no name of a group",
     )
     if profile.common_name_is_a_name:
-        values = {str(name.value).lower() for name in wanted}
-        common = [str(a.value) for a in read.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+        values = {str(name).lower() for some in chosen.values() for name in some}
+        common = [str(a.value) for a in names.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
         # ASCII alone has one lower case that everybody agrees on.
         _require(
             all(name.isascii() and name.lower() in values for name in common),
             "BR 7.1.4.3: common name not among the names",
         )
+
+
+def _lint_names(kind: str, rule: NameRule, names: Sequence[object]) -> None:
+    if not names:
+        _require(rule.presence is not Presence.REQUIRED, f"RFC 5280 §4.2.1.6: no {kind} name")
+        return
+    _require(rule.allowed and len(names) <= rule.count, f"RFC 5280 §4.2.1.6: too many {kind} names")
+    for name in names:
+        fits = rule.pattern is None or rule.pattern.fullmatch(str(name)) is not None
+        fits = fits and (rule.wildcard or kind != "dns" or not str(name).startswith("*."))
+        _require(fits, f"RFC 5280 §4.2.1.6: a {kind} name of another form")
 
 
 def check_released(prepared: PreparedCertificate, certificate_der: bytes) -> None:

@@ -100,33 +100,32 @@ class Profile:
     any_names: tuple[frozenset[str], ...] = ()
     common_name_is_a_name: bool = False
     # What all of its certificates share, made once: building it again would cost as much as reading the request.
+    shared: tuple[tuple[x509.ExtensionType, bool], ...] = field(init=False, repr=False, compare=False)
     constant: Mapping[str, tuple[tuple[x509.ExtensionType, bool], ...]] = field(
         init=False, repr=False, compare=False
     )
     attributes: Mapping[str, AttributeRule] = field(init=False, repr=False, compare=False)
+    always: frozenset[str] = field(init=False, repr=False, compare=False)
+    names: Mapping[str, NameRule] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "attributes", {rule.kind.name: rule for rule in self.subject})
+        always = frozenset(rule.kind.name for rule in self.subject if rule.presence is not Presence.OPTIONAL)
+        object.__setattr__(self, "always", always)
+        object.__setattr__(self, "names", {kind: getattr(self, kind) for kind in NAME_KINDS})
         _check_identity(self)
         _check_key_usage(self)
         _check_extensions(self)
         _check_names(self)
-        object.__setattr__(self, "constant", {kind: _constant(self, kind) for kind in self.keys.kinds})
+        object.__setattr__(self, "shared", _shared(self))
+        object.__setattr__(
+            self, "constant", {kind: (_key_usage(self, kind), *self.shared) for kind in self.keys.kinds}
+        )
 
     @property
     def identity(self) -> str:
         """Name and version as one text, as it stands in the database and the audit log."""
         return f"{self.name}@{self.version}"
-
-    @property
-    def names(self) -> dict[str, NameRule]:
-        """The rules of alternative names, by kind."""
-        return {"dns": self.dns, "ip": self.ip, "email": self.email, "uri": self.uri}
-
-    @property
-    def has_names(self) -> bool:
-        """Whether its certificates may have alternative names."""
-        return self.dns.allowed or self.ip.allowed or self.email.allowed or self.uri.allowed
 
     def longest(self, at: dt.datetime) -> dt.timedelta:
         """Return the longest lifetime of a certificate that begins or is issued `at`, both ends included."""
@@ -272,12 +271,14 @@ def _check_names(p: Profile) -> None:
         )
 
 
-def _constant(p: Profile, kind: str) -> tuple[tuple[x509.ExtensionType, bool], ...]:
-    """Make the extensions that all certificates with a key of this kind share, each with its criticality."""
+def _key_usage(p: Profile, kind: str) -> tuple[x509.ExtensionType, bool]:
     usages = {argument: name in p.key_usage[kind] for name, argument in KEY_USAGES.items()}
-    extensions: list[tuple[x509.ExtensionType, bool]] = [
-        (x509.KeyUsage(**usages, encipher_only=False, decipher_only=False), True)
-    ]
+    return x509.KeyUsage(**usages, encipher_only=False, decipher_only=False), True
+
+
+def _shared(p: Profile) -> tuple[tuple[x509.ExtensionType, bool], ...]:
+    """Make the extensions that are the same in all certificates of a profile, each with its criticality."""
+    extensions: list[tuple[x509.ExtensionType, bool]] = []
     if p.path_length is not None:
         extensions.append((x509.BasicConstraints(ca=True, path_length=p.path_length), True))
     if p.extended_key_usage:

@@ -72,8 +72,9 @@ class AttributeRule:
             )
         for key, text in (("value", self.value), ("example", self.example)):
             fault = None if text is None else self.fault(text)
-            if fault is not None:
-                raise ProfileError(f"{text!r} would be refused: {fault[0]}", key=key, remedy=fault[1])
+            if text is not None and fault is not None:
+                remedy = f"write another {key}, or another pattern" if fault[1].endswith(text) else fault[1]
+                raise ProfileError(f"{text!r} would be refused: {fault[0]}", key=key, remedy=remedy)
 
     def fault(self, value: str) -> tuple[str, str] | None:
         """Return what is wrong with a value, and what would be right; None for nothing."""

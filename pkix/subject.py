@@ -17,7 +17,7 @@ from pkix.csr import CertificationRequest, IpAddress, bounds_in_characters
 from pkix.errors import KeyRejected, ProfileViolation
 from pkix.general_names import dns_name, email_address, ip_address, require_global, uri
 from pkix.profile import Profile
-from pkix.profile_rules import MAX_NAMES, AttributeRule, NameRule, Presence, Source
+from pkix.profile_rules import MAX_NAMES, AttributeRule, Presence, Source
 
 _NOTHING = AskedNames()
 _KINDS = {"dns": "DNS names", "ip": "IP addresses", "email": "e-mail addresses", "uri": "URIs"}
@@ -72,12 +72,15 @@ def select_names(
             remedy="leave them out of subjectAltName",
         )
     public = profile.family == "public"
-    chosen = {
-        "dns": _choose("dns", profile.dns, profile, _dns_names(request, asked, public=public)),
-        "ip": _choose("ip", profile.ip, profile, _ip_addresses(request, asked, public=public)),
-        "email": _choose("email", profile.email, profile, _emails(request, asked)),
-        "uri": _choose("uri", profile.uri, profile, _uris(request, asked)),
-    }
+    chosen: dict[str, tuple[Name, ...]] = {"dns": (), "ip": (), "email": (), "uri": ()}
+    if request.dns_names or asked.dns_names:
+        chosen["dns"] = _choose("dns", profile, _dns_names(request, asked, public=public))
+    if request.ip_addresses or asked.ip_addresses:
+        chosen["ip"] = _choose("ip", profile, _ip_addresses(request, asked, public=public))
+    if request.emails or asked.emails:
+        chosen["email"] = _choose("email", profile, _emails(request, asked))
+    if request.uris or asked.uris:
+        chosen["uri"] = _choose("uri", profile, _uris(request, asked))
     if profile.common_name_is_a_name:
         _join_common_name(subject.get("CN", []), chosen, profile)
     _require_names(chosen, profile)
@@ -187,16 +190,14 @@ def _from_place(what: str, source: Source, csr: Sequence[_N], client: Sequence[_
     return csr or client
 
 
-def _choose(kind: str, rule: NameRule, profile: Profile, given: _Given) -> tuple[Name, ...]:
-    field = f"names.{kind}" if given.client else "csr"
+def _choose(kind: str, profile: Profile, given: _Given) -> tuple[Name, ...]:
+    rule, field = profile.names[kind], f"names.{kind}" if given.client else "csr"
     if not rule.allowed:
-        if given.csr or given.client:
-            _refuse(
-                f"profile {profile.name} has no {_KINDS[kind]}, but the request asks for some",
-                field=field,
-                remedy=f"leave {_KINDS[kind]} out of subjectAltName and names, or use another profile",
-            )
-        return ()
+        _refuse(
+            f"profile {profile.name} has no {_KINDS[kind]}, but the request asks for some",
+            field=field,
+            remedy=f"leave {_KINDS[kind]} out of subjectAltName and names, or use another profile",
+        )
     names = _from_place(_KINDS[kind], rule.source, given.csr, given.client, f"names.{kind}")
     for name in names:
         if kind == "dns" and not rule.wildcard and str(name).startswith("*."):
@@ -278,7 +279,7 @@ def _as_name(common_name: str, profile: Profile) -> tuple[str, Name]:
                     remedy=f"write {str(address).partition('%')[0]} (RFC 5952)",
                 )
             kind, name = "ip", require_global(address, "csr") if public else address
-    _choose(kind, profile.names[kind], profile, _Given((name,), ()))
+    _choose(kind, profile, _Given((name,), ()))
     return kind, name
 
 
@@ -309,14 +310,18 @@ def _refuse_missing(kinds: Sequence[str], profile: Profile) -> NoReturn:
 
 
 def _name(subject: dict[str, list[str]]) -> x509.Name:
+    if all(value.isascii() for values in subject.values() for value in values):
+        return x509.Name(_attributes(subject))  # as many octets as characters: nothing to be warned of
     with bounds_in_characters():
-        return x509.Name(
-            [
-                x509.NameAttribute(BY_NAME[name].oid, value, _validate=False)
-                for name, values in subject.items()
-                for value in values
-            ]
-        )
+        return x509.Name(_attributes(subject))
+
+
+def _attributes(subject: dict[str, list[str]]) -> list[x509.NameAttribute[str]]:
+    return [
+        x509.NameAttribute(BY_NAME[name].oid, value, _validate=False)
+        for name, values in subject.items()
+        for value in values
+    ]
 
 
 def _refuse(detail: str, *, remedy: str, field: str = "csr") -> NoReturn:

@@ -7,6 +7,8 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version as package_version
+from random import SystemRandom
 
 from cryptography import x509
 from prometheus_client import CollectorRegistry
@@ -18,7 +20,9 @@ from ocsp.store import IssuerTag, issuer_tag
 from pkix.issuer import Issuer
 from pkix.names import SerialNumber
 from pkix.ocsp_response import Responder
+from pkix.weak_keys import load_known_primes
 from server.auth.clients import ClientRegistry
+from server.batches.service import Batches
 from server.clock import Clock, epoch
 from server.config import Config
 from server.ground import Ground
@@ -26,10 +30,15 @@ from server.home import Home, exclusive, write_file
 from server.issuance.profile_files import read_profile_files
 from server.issuance.profiles import ProfileRegistry
 from server.issuance.service import IssuanceService
+from server.issuance.succession import Succession
 from server.keys.certified import expected_keys, responder_certified
 from server.keys.hierarchy import ISSUING, OCSP, ROOT, Hierarchy, HierarchyBuilder
 from server.keys.own_certificates import OwnCertificates
 from server.keys.refused_pins import RefusedPins
+from server.linting.exceptions import documented_exceptions
+from server.linting.linter import CertificateLinter
+from server.linting.pool import LintPool
+from server.linting.shapes import KnownShapes
 from server.metrics import AuthorityMetrics
 from server.revocation.crl_publisher import CrlPublisher
 from server.revocation.service import RevocationService
@@ -45,6 +54,8 @@ from signer_pool.pool import SignerPool
 _GIB = 2**30
 _ROOT_CRL_VALIDITY = dt.timedelta(days=180)
 _ROOT_CRL_INTERVAL = dt.timedelta(days=30)
+_ONLY_AUTHORITY = "-"
+"""Who claims batches, while a database belongs to one home."""
 _REPLACED = (
     f"; if it is {OCSP!r} and was replaced on purpose, remove it from every token: the next start makes another, "
     "with a certificate"
@@ -69,6 +80,7 @@ class Parts:
     clients: ClientRegistry
     publisher: StatusPublisher
     issuance: IssuanceService
+    batches: Batches
     revocation: RevocationService
     own: OwnCertificates
     crl_publishers: Sequence[CrlPublisher]
@@ -90,6 +102,8 @@ async def open_parts(
     metrics = AuthorityMetrics(registry)
     async with AsyncExitStack() as stack:
         stack.enter_context(exclusive(home))
+        # First, so that its processes load while everything else opens.
+        lint_pool = await stack.enter_async_context(LintPool(config.lint, metrics=metrics, logger=logger))
         files = await stack.enter_async_context(_thread("files"))
         pool = await stack.enter_async_context(
             _signer_pool(config, lanes, home=home, files=files, registry=registry, logger=logger)
@@ -105,6 +119,7 @@ async def open_parts(
         builder = HierarchyBuilder(config=config, pool=pool, database=database, profiles=profiles, clock=clock)
         hierarchy = await builder.ensure()
         await asyncio.get_running_loop().run_in_executor(files, _publish_ca_certificates, home, hierarchy)
+        await asyncio.get_running_loop().run_in_executor(files, load_known_primes)
         tag = issuer_tag(hierarchy.issuing.certificate_der)
         presigner = await _presigner(
             config=config,
@@ -127,6 +142,8 @@ async def open_parts(
                 publisher=publisher,
                 settings=config.issuance,
                 weights=config.weights,
+                linter=await _linter(config, lint_pool, files, ground),
+                checks=[Succession(ISSUING, grace_days=config.renewal.grace_days).check],
                 ground=ground,
             )
         )
@@ -154,6 +171,17 @@ async def open_parts(
             debounce_s=config.crl.debounce_s,
             ground=ground,
         )
+        clients = ClientRegistry(database, clock, issuer_label=ISSUING)
+        batches = Batches(
+            issuance=issuance,
+            profiles=profiles,
+            clients=clients,
+            settings=config.batches,
+            issuer_label=ISSUING,
+            issuer_pem=hierarchy.issuing.certificate_pem,
+            authority=_ONLY_AUTHORITY,
+            ground=ground,
+        )
         parts = Parts(
             config=config,
             home=home,
@@ -166,9 +194,10 @@ async def open_parts(
             hierarchy=hierarchy,
             builder=builder,
             profiles=profiles,
-            clients=ClientRegistry(database, clock, issuer_label=ISSUING),
+            clients=clients,
             publisher=publisher,
             issuance=issuance,
+            batches=batches,
             revocation=RevocationService(publisher=publisher, crl_publisher=issuing_crl, ground=ground),
             own=OwnCertificates(
                 home=home,
@@ -193,6 +222,29 @@ async def open_parts(
         )
         await _recover(parts, store, tag)
         yield parts
+
+
+async def _linter(config: Config, pool: LintPool, files: Executor, ground: Ground) -> CertificateLinter:
+    loop = asyncio.get_running_loop()
+    exceptions = await loop.run_in_executor(files, documented_exceptions)
+    shapes = KnownShapes(
+        ground.database,
+        exceptions,
+        version=await loop.run_in_executor(files, package_version, "pkilint"),
+        clock=ground.clock,
+        metrics=ground.metrics,
+        logger=ground.logger,
+    )
+    await shapes.recall()
+    return CertificateLinter(
+        pool,
+        shapes,
+        exceptions,
+        sample=config.lint.sample,
+        chance=SystemRandom().random,  # nobody can foretell what is sampled
+        metrics=ground.metrics,
+        logger=ground.logger,
+    )
 
 
 @asynccontextmanager
@@ -235,6 +287,7 @@ async def _signer_pool(
 async def _recover(parts: Parts, store: LmdbStore, tag: IssuerTag) -> None:
     """Finish or close what a crash interrupted, before anybody can call."""
     await parts.issuance.recover()
+    await parts.batches.recover()
     await parts.publisher.ensure_published(_serial(parts.publisher.presigner.responder.certificate))
     await parts.reconciler.reconcile()
     for publisher in parts.crl_publishers:

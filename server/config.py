@@ -17,6 +17,7 @@ from msgspec import Meta
 
 from pkix.algorithms import KeyAlgorithm
 from server.errors import ConfigError
+from server.settings.batches import BatchesSection
 from server.settings.explain import explain, moved, no_such_variable, toml_error
 from server.settings.numbers import PLAN, complete_plan, read_weights
 from server.settings.section import Count, Section
@@ -125,6 +126,23 @@ class IssuanceSection(Section, frozen=True, kw_only=True):
     sign_deadline_s: Annotated[float, Meta(gt=0, le=300)] = 20.0
 
 
+class LintSection(Section, frozen=True, kw_only=True):
+    """pkilint's processes, and which share of certificates of known shapes is linted nevertheless."""
+
+    workers: Annotated[int, Meta(ge=1, le=64)] = 1
+    sample: Annotated[float, Meta(ge=0, le=1)] = 0.01
+    deadline_s: Annotated[float, Meta(gt=0, le=300)] = 5.0
+    start_deadline_s: Annotated[float, Meta(gt=0, le=300)] = 30.0
+    queue_limit: Count = 2000
+
+
+class RenewalSection(Section, frozen=True, kw_only=True):
+    """Who may renew, and how late."""
+
+    grace_days: Annotated[int, Meta(ge=0, le=366)] = 30
+    reuse_key: bool = True
+
+
 class OcspSection(Section, frozen=True, kw_only=True):
     """The responder: how many workers, how long an answer lives."""
 
@@ -162,6 +180,9 @@ class Config(Section, frozen=True, kw_only=True):
     weights: dict[str, int] = msgspec.field(default_factory=dict)
     plan: dict[str, int] = msgspec.field(default_factory=lambda: dict(PLAN))
     issuance: IssuanceSection = IssuanceSection()
+    lint: LintSection = LintSection()
+    renewal: RenewalSection = RenewalSection()
+    batches: BatchesSection = BatchesSection()
     ocsp: OcspSection = OcspSection()
     crl: CrlSection = CrlSection()
     log: LogSection = LogSection()

@@ -1,5 +1,8 @@
 """Errors of the server package, by whose fault they are. `web/problem.py` alone turns them into HTTP."""
 
+import datetime as dt
+from dataclasses import dataclass
+
 
 class ServerError(Exception):
     """Base of all errors of this package."""
@@ -31,7 +34,53 @@ class NotAuthenticated(RequestRefused):
 
 
 class NotPermitted(RequestRefused):
-    """The client is known, but may not do this."""
+    """The client is known, but may not do this. `limit` is which of its limits says so."""
+
+    def __init__(self, detail: str, *, remedy: str, field: str | None = None, limit: str = "profiles") -> None:
+        super().__init__(detail, remedy=remedy, field=field)
+        self.limit = limit
+
+
+class QuotaExhausted(RequestRefused):
+    """The client has had its certificates of this year. `members` go into the problem details."""
+
+    limit = "quota"
+
+    def __init__(self, detail: str, *, remedy: str, quota: int, used: int, resets_at: dt.datetime) -> None:
+        super().__init__(detail, remedy=remedy)
+        self.members = {"limit": quota, "used": used, "resets_at": resets_at}
+
+
+WINDOW_S = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """How many requests a client may still send, and in how many seconds all of them are there again."""
+
+    per_minute: int
+    remaining: int
+    reset_s: int
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Return the fields of draft-ietf-httpapi-ratelimit-headers-10."""
+        return {
+            "RateLimit-Policy": f'"requests";q={self.per_minute};w={WINDOW_S}',
+            "RateLimit": f'"requests";r={self.remaining};t={self.reset_s}',
+        }
+
+
+class RateExceeded(RequestRefused):
+    """The client asks for certificates too often: again after `retry_after_s`."""
+
+    limit = "rate"
+
+    def __init__(self, detail: str, *, remedy: str, retry_after_s: int, allowance: Allowance) -> None:
+        super().__init__(detail, remedy=remedy)
+        self.retry_after_s = retry_after_s
+        self.allowance = allowance
+        self.members = {"limit": allowance.per_minute}
 
 
 class NotFound(RequestRefused):
@@ -42,8 +91,28 @@ class Conflict(RequestRefused):
     """The request contradicts the present state."""
 
 
+class RenewalRefused(Conflict):
+    """This certificate cannot be renewed, or not with this CSR."""
+
+
+class AlreadyRenewed(RenewalRefused):
+    """The certificate has a successor."""
+
+
 class IdempotencyConflict(RequestRefused):
     """The idempotency key was used before with another request."""
+
+
+class BrokenBatch(InvalidRequest):
+    """A batch cannot be read: nothing of it is kept. `detail` names the row, `field` the column."""
+
+
+class BatchTooLarge(RequestRefused):
+    """A batch has more rows or bytes than the settings allow."""
+
+
+class TooManyBatches(RequestRefused):
+    """The client has as many batches, or rows in them, as the settings allow at a time."""
 
 
 class Overloaded(ServerError):
@@ -53,6 +122,10 @@ class Overloaded(ServerError):
         super().__init__(detail)
         self.detail = detail
         self.retry_after_s = retry_after_s
+
+
+class LintUnavailable(Overloaded):
+    """The linter is down, too slow or has too much to do: what must be linted is not signed."""
 
 
 class StorageError(ServerError):

@@ -2,6 +2,8 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from server.batches.metrics import BatchMetrics
+
 _LATENCY = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _BATCH = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
@@ -10,6 +12,7 @@ class AuthorityMetrics:
     """Every metric that the authority itself counts; the signer pool and the responder have their own."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
+        self.batches = BatchMetrics(registry)
         self.http_requests = Counter(
             "certmill_http_requests",
             "API and admin requests by route template, method and status",
@@ -28,6 +31,24 @@ class AuthorityMetrics:
         )
         self.issuance_refused = Counter(
             "certmill_issuance_refused", "Requests refused, by kind of error", ["reason"], registry=registry
+        )
+        self.client_refusals = Counter(
+            "certmill_client_refusals",
+            "Requests for certificates that a limit of the client refused",
+            ["client", "limit"],
+            registry=registry,
+        )
+        self.client_quota = Gauge(
+            "certmill_client_quota_certificates",
+            "Certificates that the client may get this year; absent: no limit",
+            ["client"],
+            registry=registry,
+        )
+        self.client_used = Gauge(
+            "certmill_client_used_certificates",
+            "Certificates that were recorded for the client this year",
+            ["client"],
+            registry=registry,
         )
         self.issuance_failed = Counter(
             "certmill_issuance_failed",
@@ -48,6 +69,30 @@ class AuthorityMetrics:
         )
         self.issuance_queue_depth = Gauge(
             "certmill_issuance_queue_depth", "Prepared certificates waiting for a batch", registry=registry
+        )
+        self.linted = Counter(
+            "certmill_lint_certificates",
+            "Certificates before signing: passed, refused, unavailable (so not signed), known (by its shape), "
+            "unsampled (known, and the sample was due while the linter was not there)",
+            ["linter", "result"],
+            registry=registry,
+        )
+        self.lint_seconds = Histogram(
+            "certmill_lint_seconds",
+            "Time of one certificate in a linter's process",
+            ["linter"],
+            buckets=_LATENCY,
+            registry=registry,
+        )
+        self.lint_queue_depth = Gauge(
+            "certmill_lint_queue_depth", "Certificates waiting to be linted", registry=registry
+        )
+        self.lint_workers = Gauge("certmill_lint_workers", "Linter processes that are ready", registry=registry)
+        self.lint_worker_restarts = Counter(
+            "certmill_lint_worker_restarts", "Linter processes lost, by reason", ["reason"], registry=registry
+        )
+        self.lint_shapes = Gauge(
+            "certmill_lint_shapes", "Shapes known to be good (or doubtful)", ["state"], registry=registry
         )
         self.idempotent_replays = Counter(
             "certmill_idempotent_replays", "Requests answered from their idempotency key", registry=registry

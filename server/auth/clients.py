@@ -2,7 +2,6 @@
 
 import datetime as dt
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cryptography import x509
@@ -11,28 +10,29 @@ from sqlalchemy import select
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from pkix.names import serial_hex
+from pkix.subject import CertificateNames
+from server.auth.permissions import ANY, claims, holds
 from server.clock import Clock
 from server.errors import NotAuthenticated, NotPermitted
-from server.storage.database import Database
+from server.storage.database import AnyRow, Database
 from server.storage.schema import certificates, clients
 
-ANY = "*"
 _REMEMBER = dt.timedelta(seconds=1)
 _REMEMBERED_MAX = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Client:
-    """A ministry system. `profiles`, `names`, `organizations` and `identifiers` may hold "*" for any.
+    """A ministry system and its limits; permissions.py says what a value holds, "*" holds everything.
 
-    A name permits itself and every name below it: "ministry.gov" permits "www.ministry.gov".
+    `yearly_quota`: certificates in a calendar year (UTC). `rate_per_minute`: requests for them. None: no limit.
     """
 
     name: str
     profiles: tuple[str, ...]
     names: tuple[str, ...]
-    organizations: tuple[str, ...] = (ANY,)
-    identifiers: tuple[str, ...] = (ANY,)
+    organizations: tuple[str, ...] = ()
+    identifiers: tuple[str, ...] = ()
     yearly_quota: int | None = None
     rate_per_minute: int | None = None
 
@@ -42,24 +42,29 @@ class Client:
             raise NotPermitted(
                 f"client {self.name} may not use profile {profile}",
                 field="profile",
-                remedy=f"use one of: {', '.join(self.profiles)}; or ask the CA's operators for this profile",
+                remedy=f"it has: {', '.join(self.profiles) or 'none'}; ask the CA's operators for more",
+                limit="profiles",
             )
 
-    def require_names(self, names: Sequence[str]) -> None:
-        """Raise `NotPermitted` unless every name lies within what the client may ask for."""
-        if ANY in self.names:
-            return
-        for name in names:
-            bare = name.removeprefix("*.")
-            if not any(bare == allowed or bare.endswith("." + allowed) for allowed in self.names):
+    def require_names(self, names: CertificateNames) -> None:
+        """Raise `NotPermitted` unless everything that identifies somebody lies within the limits."""
+        limits = {
+            "names": self.names,
+            "organizations": self.organizations,
+            "identifiers": self.identifiers,
+        }
+        for claim in claims(names):
+            allowed = limits[claim.limit]
+            if not holds(allowed, claim):
                 raise NotPermitted(
-                    f"client {self.name} may not ask for {name}",
+                    f"client {self.name} may not ask for {claim.shown[:120]}: its {claim.limit} do not hold it",
                     field="csr",
-                    remedy=f"ask only for names at or below: {', '.join(self.names)}",
+                    remedy=f"it has: {', '.join(allowed) or 'none'}; ask the CA's operators for more",
+                    limit=claim.limit,
                 )
 
 
-CERTMILL = Client(name="certmill", profiles=(ANY,), names=(ANY,))
+CERTMILL = Client(name="certmill", profiles=(ANY,), names=(ANY,), organizations=(ANY,), identifiers=(ANY,))
 """certmill itself, when it issues its own certificates."""
 
 
@@ -109,15 +114,14 @@ class ClientRegistry:
             raise _stranger("the client certificate belongs to no active client")
         if issued is None or issued.revoked_at is not None:
             raise _stranger("the client certificate is not a valid certificate of this CA")
-        return Client(
-            name=row.name,
-            profiles=tuple(row.profiles),
-            names=tuple(row.names),
-            organizations=tuple(row.organizations),
-            identifiers=tuple(row.identifiers),
-            yearly_quota=row.yearly_quota,
-            rate_per_minute=row.rate_per_minute,
-        )
+        return _client(row)
+
+    async def active(self, name: str) -> Client | None:
+        """Return what a client may do now; None if there is none of this name, or it is disabled."""
+        query = select(clients).where(clients.c.name == name)
+        async with self._database.read() as connection:
+            row = (await connection.execute(query)).one_or_none()
+        return None if row is None or row.disabled else _client(row)
 
     async def knows(self, name: str) -> bool:
         """Say whether there is a client of this name."""
@@ -132,12 +136,26 @@ class ClientRegistry:
             "names": list(client.names),
             "organizations": list(client.organizations),
             "identifiers": list(client.identifiers),
+            "yearly_quota": client.yearly_quota,
+            "rate_per_minute": client.rate_per_minute,
             "spki_sha256": spki_sha256,
         }
         pinned = {"spki_sha256": spki_sha256}
         statement = sqlite_insert(clients).values(name=client.name, disabled=False, **values)
         async with self._database.write() as connection:
             await connection.execute(statement.on_conflict_do_update(index_elements=["name"], set_=pinned))
+
+
+def _client(row: AnyRow) -> Client:
+    return Client(
+        name=row.name,
+        profiles=tuple(row.profiles),
+        names=tuple(row.names),
+        organizations=tuple(row.organizations),
+        identifiers=tuple(row.identifiers),
+        yearly_quota=row.yearly_quota,
+        rate_per_minute=row.rate_per_minute,
+    )
 
 
 def _stranger(detail: str) -> NotAuthenticated:

@@ -1,34 +1,39 @@
 """The clients as operators see them: added, listed, limited, pinned to another key, disabled; each act audited."""
 
+import datetime as dt
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import Select, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from server.audit.log import AuditEntry, append
-from server.auth.clients import ANY, CERTMILL
+from server.auth.clients import CERTMILL
+from server.auth.limits import Limits
 from server.clock import Clock, epoch
 from server.errors import Conflict, InvalidRequest, NotFound
 from server.storage.database import AnyRow, Database
-from server.storage.schema import State, certificates, clients
+from server.storage.schema import State, certificates, client_usage, clients
 
 _CLIENT = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-_LABEL = r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
-_DNS_NAME = re.compile(rf"(?=.{{1,253}}$){_LABEL}(\.{_LABEL})*")
-_IP_ADDRESS = re.compile(r"[0-9.]+|[0-9a-f:.]*:[0-9a-f:.]*")
+_NOTHING: dict[str, object] = {"profiles": [], "names": [], "organizations": [], "identifiers": []}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientRecord:
-    """A client. `live_certificates`: issued to it, neither revoked nor expired."""
+    """A client. `issued`: recorded for it this year. `live_certificates`: neither revoked nor expired."""
 
     name: str
     profiles: tuple[str, ...]
     names: tuple[str, ...]
+    organizations: tuple[str, ...]
+    identifiers: tuple[str, ...]
+    yearly_quota: int | None
+    rate_per_minute: int | None
     disabled: bool
     spki_sha256: bytes
+    issued: int
     live_certificates: int
 
 
@@ -43,42 +48,29 @@ class ClientDirectory:
         self._database = database
         self._clock = clock
         self._operator = operator
-        self._offered = [ANY, *profiles]
+        self._profiles = profiles
 
-    async def records(self) -> list[ClientRecord]:
-        """Return all clients, by name; raises `StorageError`."""
-        c = certificates.c
-        now = epoch(self._clock())
-        alive = (c.state == State.ISSUED) & c.revoked_at.is_(None) & (c.not_after >= now)
-        counted = select(c.client, func.count().label("live")).where(alive).group_by(c.client).subquery()
-        query = (
-            select(clients, func.coalesce(counted.c.live, 0).label("live"))
-            .outerjoin(counted, counted.c.client == clients.c.name)
-            .order_by(clients.c.name)
-        )
+    async def records(self, name: str | None = None) -> list[ClientRecord]:
+        """Return all clients, by name, or the one of this name; raises `StorageError`, `NotFound`."""
+        now = self._clock()
         async with self._database.read() as connection:
-            rows = (await connection.execute(query)).all()
-        return [
-            ClientRecord(
-                name=row.name,
-                profiles=tuple(row.profiles),
-                names=tuple(row.names),
-                disabled=row.disabled,
-                spki_sha256=row.spki_sha256,
-                live_certificates=row.live,
-            )
-            for row in rows
-        ]
+            rows = (await connection.execute(_records_query(name, now))).all()
+        if name is not None and not rows:
+            raise _unknown(name)
+        return [_record(row) for row in rows]
 
-    async def add(self, name: str, spki_sha256: bytes, profiles: Sequence[str], names: Sequence[str]) -> None:
-        """Add a client that is known by its key; raises `InvalidRequest`, `Conflict`, `StorageError`."""
+    async def add(self, name: str, spki_sha256: bytes, limits: Limits) -> None:
+        """Add a client that is known by its key and may do what `limits` say, else nothing.
+
+        Raises `InvalidRequest`, `Conflict`, `StorageError`.
+        """
         if not _CLIENT.fullmatch(name) or name == CERTMILL.name:
             raise InvalidRequest(
                 f"{name[:80]!r} cannot be a client's name",
                 field="NAME",
                 remedy="use 1 to 64 of a-z, 0-9, dot, underscore and hyphen; certmill itself is taken",
             )
-        allowed = {"profiles": _profiles(profiles, self._offered), "names": _names(names)}
+        allowed = {**_NOTHING, **limits.columns(self._profiles)}
         async with self._database.write() as connection:
             if await _find(connection, name) is not None:
                 raise Conflict(
@@ -91,15 +83,14 @@ class ClientDirectory:
             await connection.execute(insert(clients), row)
             await self._audit(connection, "client.added", name, {**allowed, "spki_sha256": spki_sha256.hex()})
 
-    async def limit(self, name: str, profiles: Sequence[str] | None, names: Sequence[str] | None) -> None:
-        """Replace what a client may ask for; None leaves it. Raises as `add` does, and `NotFound`."""
-        changes: dict[str, object] = {}
-        if profiles is not None:
-            changes["profiles"] = _profiles(profiles, self._offered)
-        if names is not None:
-            changes["names"] = _names(names)
+    async def limit(self, name: str, limits: Limits) -> None:
+        """Replace the limits that are given. Raises as `add` does, and `NotFound`."""
+        changes = limits.columns(self._profiles)
         if not changes:
-            raise InvalidRequest("nothing to change", remedy="give --profile, --name or both")
+            raise InvalidRequest(
+                "nothing to change",
+                remedy="give --profile, --name, --organization, --identifier, --quota or --rate",
+            )
         await self._change(name, "client.limited", changes, changes)
 
     async def pin(self, name: str, spki_sha256: bytes) -> None:
@@ -123,9 +114,7 @@ class ClientDirectory:
     ) -> None:
         async with self._database.write() as connection:
             if await _find(connection, name) is None:
-                raise NotFound(
-                    f"there is no client {name[:80]!r}", field="NAME", remedy="see: certmill client list"
-                )
+                raise _unknown(name)
             if spki_sha256 is not None:
                 await _require_free(connection, spki_sha256, but=name)
             await connection.execute(update(clients).where(clients.c.name == name).values(**changes))
@@ -134,6 +123,39 @@ class ClientDirectory:
     async def _audit(self, connection: AsyncConnection, action: str, name: str, detail: dict[str, object]) -> None:
         entry = AuditEntry(actor=self._operator, action=action, object=name, request_id="-", detail=detail)
         await append(connection, epoch(self._clock()), [entry])
+
+
+def _records_query(name: str | None, now: dt.datetime) -> Select[AnyRow]:
+    c, u = certificates.c, client_usage.c
+    alive = (c.state == State.ISSUED) & c.revoked_at.is_(None) & (c.not_after >= epoch(now))
+    counted = select(c.client, func.count().label("live")).where(alive).group_by(c.client).subquery()
+    query = (
+        select(clients, func.coalesce(counted.c.live, 0).label("live"), func.coalesce(u.issued, 0).label("issued"))
+        .outerjoin(counted, counted.c.client == clients.c.name)
+        .outerjoin(client_usage, (u.client == clients.c.name) & (u.year == now.year))
+        .order_by(clients.c.name)
+    )
+    return query if name is None else query.where(clients.c.name == name)
+
+
+def _record(row: AnyRow) -> ClientRecord:
+    return ClientRecord(
+        name=row.name,
+        profiles=tuple(row.profiles),
+        names=tuple(row.names),
+        organizations=tuple(row.organizations),
+        identifiers=tuple(row.identifiers),
+        yearly_quota=row.yearly_quota,
+        rate_per_minute=row.rate_per_minute,
+        disabled=row.disabled,
+        spki_sha256=row.spki_sha256,
+        issued=row.issued,
+        live_certificates=row.live,
+    )
+
+
+def _unknown(name: str) -> NotFound:
+    return NotFound(f"there is no client {name[:80]!r}", field="NAME", remedy="see: certmill client list")
 
 
 async def _find(connection: AsyncConnection, name: str) -> AnyRow | None:
@@ -149,23 +171,3 @@ async def _require_free(connection: AsyncConnection, spki_sha256: bytes, *, but:
             field="--certificate",
             remedy="each client needs a key of its own: it is what tells them apart",
         )
-
-
-def _profiles(profiles: Sequence[str], offered: Sequence[str]) -> list[str]:
-    for profile in profiles:
-        if profile not in offered:
-            raise InvalidRequest(
-                f"there is no profile {profile[:64]!r}", field="--profile", remedy=f"use {', '.join(offered)}"
-            )
-    return sorted(set(profiles))
-
-
-def _names(names: Sequence[str]) -> list[str]:
-    for name in names:
-        if name != ANY and not _DNS_NAME.fullmatch(name) and not _IP_ADDRESS.fullmatch(name):
-            raise InvalidRequest(
-                f"{name[:80]!r} is no name that a client can be limited to",
-                field="--name",
-                remedy="a DNS name in lower case (itself and all below it), an IP address, or * for any name",
-            )
-    return sorted(set(names))

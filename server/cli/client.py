@@ -24,28 +24,83 @@ Names = Annotated[
 ]
 
 
-@app.command()
-def add(name: Name, *, certificate: Certificate, profile: Profiles = None, names: Names = None) -> None:
-    """Add a client. It calls with a certificate of this CA for the key in the file."""
-    from server.cli import client_run  # noqa: PLC0415 - only this command needs it
+Organizations = Annotated[
+    list[str] | None,
+    typer.Option("--organization", help="An organisation (O) that it may ask for, whole, or *."),
+]
+Identifiers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--identifier",
+        help="An organizationIdentifier, serialNumber or UID that it may ask for, or the beginning of one and *.",
+    ),
+]
+Quota = Annotated[
+    str | None, typer.Option(help="Certificates in a calendar year (UTC), or unlimited.", metavar="N")
+]
+Rate = Annotated[str | None, typer.Option(help="Requests in a minute, or unlimited.", metavar="N")]
 
-    raise typer.Exit(client_run.add(name, certificate, profile or [], names or []))
+
+@app.command()
+def add(
+    name: Name,
+    *,
+    certificate: Certificate,
+    profile: Profiles = None,
+    names: Names = None,
+    organization: Organizations = None,
+    identifier: Identifiers = None,
+    quota: Quota = None,
+    rate: Rate = None,
+) -> None:
+    """Add a client. It calls with a certificate of this CA for the key in the file.
+
+    It may ask for what is given here, else for nothing; without quota and rate there is no limit.
+    """
+    from server.auth.limits import Limits  # noqa: PLC0415 - only this command needs it
+    from server.cli import client_run  # noqa: PLC0415
+
+    limits = Limits(
+        profiles=profile, names=names, organizations=organization, identifiers=identifier, quota=quota, rate=rate
+    )
+    raise typer.Exit(client_run.add(name, certificate, limits))
 
 
 @app.command("list")
 def list_clients(*, as_json: AsJson = False) -> None:
-    """Show every client, what it may ask for and how many of its certificates are live."""
+    """Show every client, its limits, what it used this year and how many of its certificates are live."""
     from server.cli import client_run  # noqa: PLC0415 - only this command needs it
 
     raise typer.Exit(client_run.list_clients(as_json=as_json))
 
 
 @app.command()
-def limit(name: Name, *, profile: Profiles = None, names: Names = None) -> None:
-    """Replace the profiles, or the names, that a client may ask for."""
+def show(name: Name, *, as_json: AsJson = False) -> None:
+    """Show one client: its limits, what it used, what expires, and the forecast for the year."""
     from server.cli import client_run  # noqa: PLC0415 - only this command needs it
 
-    raise typer.Exit(client_run.limit(name, profile, names))
+    raise typer.Exit(client_run.show(name, as_json=as_json))
+
+
+@app.command()
+def limit(
+    name: Name,
+    *,
+    profile: Profiles = None,
+    names: Names = None,
+    organization: Organizations = None,
+    identifier: Identifiers = None,
+    quota: Quota = None,
+    rate: Rate = None,
+) -> None:
+    """Replace the limits that are given; an empty text ("") leaves none of a kind."""
+    from server.auth.limits import Limits  # noqa: PLC0415 - only this command needs it
+    from server.cli import client_run  # noqa: PLC0415
+
+    limits = Limits(
+        profiles=profile, names=names, organizations=organization, identifiers=identifier, quota=quota, rate=rate
+    )
+    raise typer.Exit(client_run.limit(name, limits))
 
 
 @app.command()

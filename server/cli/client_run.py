@@ -6,18 +6,18 @@ Each function returns the exit code: 1 when the operator asked for something tha
 import getpass
 import hashlib
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-import msgspec
 import typer
 import uvloop
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
-from rich.table import Table
 
-from server.auth.directory import ClientDirectory, ClientRecord
+from server.auth.directory import ClientDirectory
+from server.auth.limits import Limits
+from server.cli.client_sheet import plain, sheet, table, write_json
 from server.cli.console import console_for
 from server.cli.guard import guarded, read_config
 from server.clock import utc_now
@@ -25,46 +25,60 @@ from server.errors import ConfigError, InvalidRequest, RequestRefused
 from server.home import Home
 from server.issuance.profile_files import profile_names, read_profile_files
 from server.storage.database import Database
+from server.usage.report import UsageReports
 
 EXIT_REFUSED = 1
-_FINGERPRINT_DIGITS = 16
 _LONGEST_BYTES = 2**20
 
 
-def add(name: str, certificate: Path, profiles: Sequence[str], names: Sequence[str]) -> int:
+def add(name: str, certificate: Path, limits: Limits) -> int:
     """Add a client."""
-    return _run(lambda directory: directory.add(name, _spki_sha256(certificate), profiles, names))
+    return _run(lambda directory, _: directory.add(name, _spki_sha256(certificate), limits))
 
 
-def limit(name: str, profiles: Sequence[str] | None, names: Sequence[str] | None) -> int:
-    """Replace what a client may ask for."""
-    return _run(lambda directory: directory.limit(name, profiles, names))
+def limit(name: str, limits: Limits) -> int:
+    """Replace limits of a client."""
+    return _run(lambda directory, _: directory.limit(name, limits))
 
 
 def pin(name: str, certificate: Path) -> int:
     """Pin a client to another key."""
-    return _run(lambda directory: directory.pin(name, _spki_sha256(certificate)))
+    return _run(lambda directory, _: directory.pin(name, _spki_sha256(certificate)))
 
 
 def disable(name: str, *, disabled: bool) -> int:
     """Refuse a client, or accept it again."""
-    return _run(lambda directory: directory.disable(name, disabled=disabled))
+    return _run(lambda directory, _: directory.disable(name, disabled=disabled))
 
 
 def list_clients(*, as_json: bool) -> int:
     """Print all clients."""
 
-    async def show(directory: ClientDirectory) -> None:
+    async def print_all(directory: ClientDirectory, _: Database) -> None:
         records = await directory.records()
         if as_json:
-            sys.stdout.write(msgspec.json.encode({"clients": [_plain(one) for one in records]}).decode() + "\n")
+            write_json({"clients": [plain(one) for one in records]})
         else:
-            console_for(sys.stdout).print(_table(records))
+            console_for(sys.stdout).print(table(records))
 
-    return _run(show)
+    return _run(print_all)
 
 
-def _run(work: Callable[[ClientDirectory], Awaitable[None]]) -> int:
+def show(name: str, *, as_json: bool) -> int:
+    """Print one client with its usage."""
+
+    async def print_one(directory: ClientDirectory, database: Database) -> None:
+        (record,) = await directory.records(name)
+        usage = await UsageReports(database, utc_now).of(name)
+        if as_json:
+            write_json({**plain(record), "usage": usage})
+        else:
+            console_for(sys.stdout).print(sheet(record, usage))
+
+    return _run(print_one)
+
+
+def _run(work: Callable[[ClientDirectory, Database], Awaitable[None]]) -> int:
     """Open the database and do it; what the operator can mend becomes one line."""
     refused = 0
 
@@ -79,7 +93,7 @@ def _run(work: Callable[[ClientDirectory], Awaitable[None]]) -> int:
                 database, utc_now, operator=f"operator:{getpass.getuser()}", profiles=names
             )
             try:
-                await work(directory)
+                await work(directory, database)
             except RequestRefused as error:
                 where = f"{error.field}: " if error.field else ""
                 typer.echo(f"certmill: {where}{error.detail}; {error.remedy}", err=True)
@@ -115,28 +129,3 @@ def _unusable(path: Path, why: str) -> InvalidRequest:
         field="--certificate",
         remedy="give a PEM file; never a private key, which stays with the client",
     )
-
-
-def _plain(one: ClientRecord) -> dict[str, object]:
-    return {
-        "name": one.name,
-        "profiles": one.profiles,
-        "names": one.names,
-        "disabled": one.disabled,
-        "spki_sha256": one.spki_sha256.hex(),
-        "live_certificates": one.live_certificates,
-    }
-
-
-def _table(records: Sequence[ClientRecord]) -> Table:
-    table = Table("client", "may ask for", "names", "key (SHA-256)", "live certificates", "state")
-    for one in records:
-        table.add_row(
-            one.name,
-            ", ".join(one.profiles) or "nothing",
-            ", ".join(one.names) or "none",
-            one.spki_sha256.hex()[:_FINGERPRINT_DIGITS],
-            str(one.live_certificates),
-            "disabled" if one.disabled else "active",
-        )
-    return table

@@ -100,3 +100,6 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     instance: Annotated[str, Meta(description="urn:request: and the request id; quote it when you ask us")]
     remedy: Annotated[str | None, Meta(description="What the caller can do")] = None
     field: Annotated[str | None, Meta(description="The part of the request that is to blame")] = None
+    limit: Annotated[int | None, Meta(description="The quota or rate that was reached")] = None
+    used: Annotated[int | None, Meta(description="How much of the quota is used")] = None
+    resets_at: Annotated[dt.datetime | None, Meta(description="When the quota begins anew")] = None

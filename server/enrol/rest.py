@@ -18,9 +18,10 @@ from pkix.crl import RevocationReason
 from pkix.issuer import Issuer
 from pkix.names import SerialNumber, serial_hex
 from server.auth.clients import Client, ClientRegistry
+from server.auth.rate import RateLimiter
 from server.clock import Clock, epoch, from_epoch
 from server.enrol import messages
-from server.errors import InvalidRequest
+from server.errors import InvalidRequest, RateExceeded
 from server.issuance.catalogue import Catalogue, CertificateFilter
 from server.issuance.order import IssuedCertificate, Order
 from server.issuance.profiles import ProfileRegistry
@@ -28,14 +29,16 @@ from server.issuance.service import IssuanceService
 from server.revocation.service import RevocationService
 from server.storage.database import AnyRow
 from server.web.body import decode_json, read_body
-from server.web.middleware import REQUEST_ID
+from server.web.middleware import ADDED_HEADERS, REQUEST_ID
 
 PEM_CHAIN = "application/pem-certificate-chain"  # RFC 8555 §9.1
 PKCS10 = "application/pkcs10"  # RFC 5967
 _KEY = re.compile(r"[\x21-\x7e]{1,128}")
 _SERIAL = re.compile(r"[0-9a-fA-F]{2,40}")
 MAX_PAGE = 1000
-FILTERS = frozenset({"profile", "status", "dns_name", "subject", "expires_before", "limit", "cursor"})
+FILTERS = frozenset(
+    {"profile", "status", "dns_name", "subject", "expires_before", "expires_after", "renewed", "limit", "cursor"}
+)
 _encoder = msgspec.json.Encoder()
 
 
@@ -45,6 +48,7 @@ class RestApi:
 
     issuer: Issuer
     registry: ClientRegistry
+    limiter: RateLimiter
     issuance: IssuanceService
     profiles: ProfileRegistry
     revocation: RevocationService
@@ -63,10 +67,13 @@ class RestApi:
 
     async def create(self, request: web.Request) -> web.Response:
         """Issue a certificate: JSON in and out, or PKCS #10 in and a PEM chain out."""
-        client = await self._client(request)
+        client = await self.admitted(request)
         body = await read_body(request, deadline_s=self.body_deadline_s)
         order = self._order(request, client, body)
-        issued = await self.issuance.issue(order)
+        return await self.answer(request, client, await self.issuance.issue(order))
+
+    async def answer(self, request: web.Request, client: Client, issued: IssuedCertificate) -> web.Response:
+        """Answer with an issued certificate, in the form that belongs to that of the request."""
         serial = serial_hex(issued.serial)
         headers = {"Location": f"/v1/certificates/{serial}", "Cache-Control": "no-store"}
         if issued.replayed:
@@ -82,23 +89,23 @@ class RestApi:
             present = self._row(await self.catalogue.one(serial, client=client.name))
         else:
             present = self._issued(issued)
-        return _json(present, status=201, headers=headers)
+        return json_response(present, status=201, headers=headers)
 
     async def read(self, request: web.Request) -> web.Response:
         """Return one certificate of the client."""
-        client = await self._client(request)
-        row = await self.catalogue.one(_serial(request), client=client.name)
+        client = await self.client(request)
+        row = await self.catalogue.one(serial_of(request), client=client.name)
         if PEM_CHAIN in request.headers.get("Accept", ""):
             return web.Response(text=_pem(row.der) + self.issuer.certificate_pem, content_type=PEM_CHAIN)
-        return _json(self._row(row))
+        return json_response(self._row(row))
 
     async def search(self, request: web.Request) -> web.Response:
         """Return a page of the client's certificates."""
-        client = await self._client(request)
+        client = await self.client(request)
         wanted = _filter(request.query)
         rows = await self.catalogue.page(wanted, client=client.name, now=epoch(self.clock()))
         more = len(rows) == wanted.limit
-        return _json(
+        return json_response(
             messages.CertificateList(
                 certificates=[self._row(row) for row in rows],
                 next_cursor=_cursor(rows[-1].id) if more else None,
@@ -107,14 +114,14 @@ class RestApi:
 
     async def revoke(self, request: web.Request) -> web.Response:
         """Revoke one certificate of the client, for ever."""
-        client = await self._client(request)
-        serial = _serial(request)
+        client = await self.client(request)
+        serial = serial_of(request)
         body = await read_body(request, deadline_s=self.body_deadline_s)
         asked = decode_json(body, messages.RevocationRequest) if body else messages.RevocationRequest()
         revocation = await self.revocation.revoke(
             SerialNumber(int(serial, 16)), asked.reason, client=client.name, request_id=request[REQUEST_ID]
         )
-        return _json(
+        return json_response(
             messages.RevocationAnswer(
                 serial=serial_hex(revocation.serial),
                 revoked_at=from_epoch(revocation.revoked_at),
@@ -123,8 +130,15 @@ class RestApi:
             )
         )
 
-    async def _client(self, request: web.Request) -> Client:
-        return await self.registry.identify(_peer_certificate(request))
+    async def client(self, request: web.Request) -> Client:
+        """Return who calls; raises `NotAuthenticated`."""
+        return await self.registry.identify(peer_certificate(request))
+
+    async def admitted(self, request: web.Request) -> Client:
+        """Return who calls, and count the request; raises `RateExceeded` too."""
+        client = await self.client(request)
+        count_request(request, self.limiter, client)
+        return client
 
     def _order(self, request: web.Request, client: Client, body: bytes) -> Order:
         if request.content_type == PKCS10:
@@ -140,7 +154,7 @@ class RestApi:
             csr=csr,
             request_id=request[REQUEST_ID],
             lifetime=None if days is None else dt.timedelta(days=days),
-            idempotency_key=_idempotency_key(request),
+            idempotency_key=idempotency_key(request),
             asked=names,
         )
 
@@ -179,7 +193,19 @@ class RestApi:
         )
 
 
-def _peer_certificate(request: web.Request) -> bytes | None:
+def count_request(request: web.Request, limiter: RateLimiter, client: Client) -> None:
+    """Count a request for certificates; the answer tells how many may follow. Raises `RateExceeded`."""
+    try:
+        allowance = limiter.take(client)
+    except RateExceeded as error:
+        request[ADDED_HEADERS] = error.allowance.headers
+        raise
+    if allowance is not None:
+        request[ADDED_HEADERS] = allowance.headers
+
+
+def peer_certificate(request: web.Request) -> bytes | None:
+    """Return the client certificate of the connection (DER)."""
     transport = request.transport
     tls = None if transport is None else transport.get_extra_info("ssl_object")
     return tls.getpeercert(binary_form=True) if isinstance(tls, ssl.SSLObject) else None
@@ -203,7 +229,8 @@ def asked_names(asked: messages.CertificateRequest) -> AskedNames | None:
     return found if found.as_json else None
 
 
-def _idempotency_key(request: web.Request) -> str | None:
+def idempotency_key(request: web.Request) -> str | None:
+    """Return the call's key; raises `InvalidRequest`."""
     key = request.headers.get("Idempotency-Key")
     if key is not None and not _KEY.fullmatch(key):
         raise InvalidRequest(
@@ -214,7 +241,8 @@ def _idempotency_key(request: web.Request) -> str | None:
     return key
 
 
-def _serial(request: web.Request) -> str:
+def serial_of(request: web.Request) -> str:
+    """Return the serial number in the path; raises `InvalidRequest`."""
     text = request.match_info["serial"]
     if not _SERIAL.fullmatch(text):
         raise InvalidRequest(
@@ -240,13 +268,23 @@ def _filter(query: Mapping[str, str]) -> CertificateFilter:
         status=status,
         dns_name=query.get("dns_name"),
         subject=query.get("subject"),
-        expires_before=_moment(query.get("expires_before")),
+        expires_before=_moment(query, "expires_before"),
+        expires_after=_moment(query, "expires_after"),
+        renewed=_truth(query, "renewed"),
         after_id=_row_id(query.get("cursor")),
         limit=int(limit),
     )
 
 
-def _moment(text: str | None) -> int | None:
+def _truth(query: Mapping[str, str], name: str) -> bool | None:
+    text = query.get(name)
+    if text not in {None, "true", "false"}:
+        raise _bad_filter(name, f"{name} is true or false")
+    return None if text is None else text == "true"
+
+
+def _moment(query: Mapping[str, str], name: str) -> int | None:
+    text = query.get(name)
     if text is None:
         return None
     try:
@@ -254,7 +292,7 @@ def _moment(text: str | None) -> int | None:
         aware = moment if moment.tzinfo is not None else moment.replace(tzinfo=dt.UTC)
         return epoch(aware)
     except (msgspec.ValidationError, OverflowError):
-        raise _bad_filter("expires_before", "expires_before is an RFC 3339 time") from None
+        raise _bad_filter(name, f"{name} is an RFC 3339 time") from None
 
 
 def _cursor(row_id: int) -> str:
@@ -289,7 +327,8 @@ def _pem(der: bytes) -> str:
     return x509.load_der_x509_certificate(der).public_bytes(Encoding.PEM).decode("ascii")
 
 
-def _json(message: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+def json_response(message: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+    """Return an answer in JSON."""
     return web.Response(
         status=status, body=_encoder.encode(message), content_type="application/json", headers=headers
     )

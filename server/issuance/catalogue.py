@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Text, cast, select
+from sqlalchemy import Exists, Text, cast, exists, select, text
 from sqlalchemy.sql import ColumnElement
 
 from server.errors import NotFound
 from server.storage.database import AnyRow, Database
-from server.storage.schema import State, certificates
+from server.storage.schema import HAS_PREDECESSOR, State, certificates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +20,8 @@ class CertificateFilter:
     dns_name: str | None = None
     subject: str | None = None
     expires_before: int | None = None
+    expires_after: int | None = None
+    renewed: bool | None = None
     after_id: int | None = None
     limit: int = 100
 
@@ -46,11 +48,23 @@ class Catalogue:
             )
         return row
 
+    async def successor(self, serial: str, *, client: str) -> AnyRow | None:
+        """Return the row of the issued certificate that renews this one."""
+        c = certificates.c
+        query = select(certificates).where(
+            c.issuer == self._issuer, c.renews == serial, text(HAS_PREDECESSOR), c.client == client,
+            c.state == State.ISSUED,
+        )  # fmt: skip
+        async with self._database.read() as connection:
+            return (await connection.execute(query)).one_or_none()
+
     async def page(self, wanted: CertificateFilter, *, client: str, now: int) -> Sequence[AnyRow]:
         """Return up to `limit` rows, newest first."""
         c = certificates.c
         query = (
             select(certificates)
+            # SQLite would take the index on state, which is nearly all certificates of everybody.
+            .with_hint(certificates, "INDEXED BY ix_certificates_client", "sqlite")
             .where(c.issuer == self._issuer, c.client == client, c.state == State.ISSUED)
             .where(*_conditions(wanted, now))
             .order_by(c.id.desc())
@@ -74,6 +88,10 @@ def _conditions(wanted: CertificateFilter, now: int) -> list[ColumnElement[bool]
         conditions.append(c.subject.contains(wanted.subject, autoescape=True))
     if wanted.expires_before is not None:
         conditions.append(c.not_after < wanted.expires_before)
+    if wanted.expires_after is not None:
+        conditions.append(c.not_after >= wanted.expires_after)
+    if wanted.renewed is not None:
+        conditions.append(has_successor() if wanted.renewed else ~has_successor())
     if wanted.status == "revoked":
         conditions.append(c.revoked_at.is_not(None))
     elif wanted.status == "expired":
@@ -81,3 +99,10 @@ def _conditions(wanted: CertificateFilter, now: int) -> list[ColumnElement[bool]
     elif wanted.status == "good":
         conditions += [c.revoked_at.is_(None), c.not_after >= now]
     return conditions
+
+
+def has_successor() -> Exists:
+    """Return the condition that a row of `certificates` was renewed; the index on `renews` answers it."""
+    c, successor = certificates.c, certificates.alias("successor")
+    indexed = HAS_PREDECESSOR.replace("renews", "successor.renews").replace("state", "successor.state")
+    return exists().where(successor.c.issuer == c.issuer, successor.c.renews == c.serial, text(indexed))

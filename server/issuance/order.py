@@ -9,6 +9,7 @@ from pkix.asked import AskedNames
 from pkix.certificate import PreparedCertificate
 from pkix.names import SerialNumber
 from pkix.profile import Profile
+from pkix.subject import CertificateNames
 from server.auth.clients import Client
 
 
@@ -25,8 +26,9 @@ class Order:
     """One request for a certificate, as an enrolment protocol hands it over.
 
     `csr` is PEM or DER. `lifetime` shortens the profile's. `idempotency_key` makes a retry safe. `asked`: names
-    given beside the CSR. `renews`: the serial number (hex) of the certificate that this one follows. `row`: of a
-    batch; such an order is bulk work, and its row is what makes a retry safe.
+    given beside the CSR. `renews`: the serial number (hex) of the certificate that this one follows; then
+    `names` are those of that certificate, taken instead of the CSR's. `row`: of a batch; such an order is bulk
+    work, and its row is what makes a retry safe.
     """
 
     client: Client
@@ -37,6 +39,7 @@ class Order:
     idempotency_key: str | None = None
     asked: AskedNames | None = None
     renews: str | None = None
+    names: CertificateNames | None = None
     row: BatchRow | None = None
 
     def fingerprint(self) -> bytes:

@@ -12,7 +12,7 @@ from server.audit.log import AuditEntry, append
 from server.clock import Clock, epoch
 from server.errors import ConfigError, InvalidRequest, StorageError
 from server.issuance.profile_files import ProfileFile
-from server.storage.database import Database
+from server.storage.database import AnyRow, Database
 from server.storage.schema import profile_versions
 
 
@@ -46,6 +46,12 @@ class ProfileRegistry:
         """Learn of versions that other authorities on this database have activated; raises `StorageError`."""
         async with self._database.read() as connection:
             await self._read(connection)
+
+    async def recorded(self) -> list[AnyRow]:
+        """Return every version that was ever activated, by name and number; raises `StorageError`."""
+        v = profile_versions.c
+        async with self._database.read() as connection:
+            return list((await connection.execute(select(profile_versions).order_by(v.name, v.version))).all())
 
     @property
     def active(self) -> tuple[Profile, ...]:

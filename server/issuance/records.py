@@ -1,6 +1,6 @@
 """The two transactions of issuing, and what recovery does with intents that were never finished."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import bindparam, delete, insert, select, update
@@ -10,7 +10,10 @@ from pkix.names import CertificateDer, serial_hex
 from server.audit.log import AuditEntry, append
 from server.clock import epoch
 from server.errors import StorageError
+from server.issuance.admission import Check, refusals
+from server.issuance.key_checks import refused_keys
 from server.issuance.order import PreparedOrder
+from server.issuance.quota import charge, refund
 from server.status import schedule
 from server.storage.database import AnyRow, Database
 from server.storage.schema import RowState, State, certificates, idempotency_keys, job_rows
@@ -26,23 +29,32 @@ class Finished:
 
 
 class IssuanceRecords:
-    """Reads and writes the rows of one issuer's certificates."""
+    """Reads and writes the rows of one issuer's certificates. `checks` refuse single orders; so does the quota."""
 
-    def __init__(self, database: Database, issuer_label: str) -> None:
+    def __init__(self, database: Database, issuer_label: str, checks: Sequence[Check]) -> None:
         self._database = database
         self._issuer = issuer_label
+        self._checks = (refused_keys, *checks, charge)
 
-    async def record_intents(self, batch: Sequence[PreparedOrder], now: int) -> None:
+    async def record_intents(self, batch: Sequence[PreparedOrder], now: int) -> Mapping[int, Exception]:
         """Step 4: serials, TBS digests, profile versions, clients, audit entries: all durable, or nothing.
 
-        Raises `StorageError`, also if a serial or an idempotency key exists already.
+        Returns the orders that were refused, by their place in the batch: of those nothing is recorded. Raises
+        `StorageError`, also if a serial or an idempotency key exists already.
         """
-        keys = [self._key_row(p, now) for p in batch if p.order.idempotency_key is not None]
         async with self._database.write() as connection:
-            await connection.execute(insert(certificates), [self._intent_row(p, now) for p in batch])
-            if keys:
-                await connection.execute(insert(idempotency_keys), keys)
-            await append(connection, now, [_audit(p, "certificate.intent") for p in batch])
+            refused = await refusals(connection, self._checks, batch, now)
+            admitted = [p for index, p in enumerate(batch) if index not in refused]
+            if admitted:
+                await self._insert_intents(connection, admitted, now)
+        return refused
+
+    async def _insert_intents(self, connection: AsyncConnection, batch: Sequence[PreparedOrder], now: int) -> None:
+        await connection.execute(insert(certificates), [self._intent_row(p, now) for p in batch])
+        keys = [self._key_row(p, now) for p in batch if p.order.idempotency_key is not None]
+        if keys:
+            await connection.execute(insert(idempotency_keys), keys)
+        await append(connection, now, [_audit(p, "certificate.intent") for p in batch])
 
     async def record_issued(self, batch: Sequence[Finished], now: int) -> None:
         """Step 7: certificates, OCSP due dates and audit entries: all durable, or nothing."""
@@ -152,16 +164,21 @@ async def _finish_rows(connection: AsyncConnection, batch: Sequence[Finished]) -
 
 async def _abandon(connection: AsyncConnection, issuer: str, serials: Sequence[str], now: int) -> None:
     c, k = certificates.c, idempotency_keys.c
+    abandoned: list[tuple[str, int]] = []
     for serial in serials:
-        closed = await connection.execute(
+        closing = (
             update(certificates)
             .where(c.issuer == issuer, c.serial == serial, c.state == State.INTENT)
             .values(state=State.ABANDONED)
+            .returning(c.client, c.created_at)
         )
-        if closed.rowcount:
+        closed = (await connection.execute(closing)).one_or_none()
+        if closed is not None:
+            abandoned.append((closed.client, closed.created_at))
             await connection.execute(delete(idempotency_keys).where(k.issuer == issuer, k.serial == serial))
             entry = AuditEntry(actor="certmill", action="certificate.abandoned", object=serial, request_id="-")
             await append(connection, now, [entry])
+    await refund(connection, abandoned)
 
 
 def _audit(prepared: PreparedOrder, action: str) -> AuditEntry:

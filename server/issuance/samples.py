@@ -21,8 +21,10 @@ from pkix.certificate import (
     prepare_certificate,
 )
 from pkix.csr import CertificationRequest, bounds_in_characters
+from pkix.errors import LintError, RequesterError
 from pkix.general_names import ip_address
 from pkix.issuer import Issuer
+from pkix.lint import lint_certificate
 from pkix.names import CertificateDer
 from pkix.profile import Profile
 from pkix.profile_rules import CURVES, Presence, Source
@@ -185,3 +187,18 @@ def _request(
         uris=texts("uri", csr=False),
     )
     return csr, asked
+
+
+def sample_findings(profile: Profile) -> list[str]:
+    """Make the smallest and the fullest certificate of a profile and return what our own check finds."""
+    findings: list[str] = []
+    for full in (False, True):
+        try:
+            now = utc_now()
+            sample = sample_certificate(profile, full=full, now=now)
+            lint_certificate(sample.prepared, sample.issuer, now=now)
+        except RequesterError as error:
+            findings.append(f"the examples do not go together: {error.field}: {error.detail}; {error.remedy}")
+        except LintError as error:
+            findings.append(f"a sample certificate is wrong: {error}")
+    return list(dict.fromkeys(findings))

@@ -10,28 +10,35 @@ import datetime as dt
 from collections.abc import Mapping, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from ocsp.presigner import SignedResponse
-from pkix.certificate import assemble_certificate, choose_validity, prepare_certificate
-from pkix.csr import parse_csr
+from pkix.certificate import PreparedCertificate, assemble_certificate
 from pkix.issuer import Issuer
-from pkix.lint import check_released, lint_certificate
+from pkix.lint import check_released
 from pkix.ocsp_response import CertificateStatus
-from pkix.subject import check_key, select_names
 from server.clock import epoch
 from server.config import IssuanceSection
-from server.errors import Overloaded, ServerError
+from server.errors import NotPermitted, Overloaded, QuotaExhausted, ServerError
 from server.ground import Ground
+from server.issuance.admission import Check
 from server.issuance.idempotency import IdempotencyKeys
 from server.issuance.order import IssuedCertificate, Order, PreparedOrder
+from server.issuance.preparing import Preparer
 from server.issuance.records import Finished, IssuanceRecords
-from server.issuance.serial import new_serial
 from server.status import schedule
 from server.status.publisher import StatusPublisher
 from signer_pool.batcher import Batcher
 from signer_pool.errors import PoolFull
 from signer_pool.pool import Priority, SignerPool
+
+
+class Linter(Protocol):
+    """Another opinion on a certificate that is about to be signed."""
+
+    async def check(self, prepared: PreparedCertificate, issuer: Issuer, *, bulk: bool = False) -> None:
+        """Return if it may be signed; raises `LintError`, `LintUnavailable`."""
+        ...
 
 
 class IssuanceService:
@@ -47,18 +54,21 @@ class IssuanceService:
         publisher: StatusPublisher,
         settings: IssuanceSection,
         weights: Mapping[str, int],
+        linter: Linter,
+        checks: Sequence[Check],
         ground: Ground,
     ) -> None:
         self._issuer = issuer
         self._key_label = key_label
         self._pool = pool
         self._publisher = publisher
-        self._backdate = dt.timedelta(seconds=settings.backdate_s)
+        self._preparer = Preparer(issuer, backdate=dt.timedelta(seconds=settings.backdate_s))
+        self._linter = linter
         self._sign_deadline_s = settings.sign_deadline_s
         self._clock = ground.clock
         self._metrics = ground.metrics
         self._logger = ground.logger
-        self._records = IssuanceRecords(ground.database, issuer_label)
+        self._records = IssuanceRecords(ground.database, issuer_label, checks)
         self._keys = IdempotencyKeys(self._records, ground.metrics, ground.clock)
         make = partial(
             Batcher[PreparedOrder, IssuedCertificate],
@@ -79,8 +89,12 @@ class IssuanceService:
         or `SignerPoolError` (nothing was released; the same call may be repeated).
         """
         # Step 1: authorise (the caller is authenticated), and answer a repeated call from its first one.
-        order.client.require_profile(order.profile.name)
-        issued = await self._keys.once(order, self._issue_new)
+        try:
+            order.client.require_profile(order.profile.name)
+            issued = await self._keys.once(order, self._issue_new)
+        except (NotPermitted, QuotaExhausted) as error:
+            self._metrics.client_refusals.labels(order.client.name, error.limit).inc()
+            raise
         if issued.replayed:
             await self._publisher.ensure_published(issued.serial)
         return issued
@@ -88,33 +102,11 @@ class IssuanceService:
     async def prepare(self, order: Order) -> PreparedOrder:
         """Do steps 2 and 3: everything that can refuse the order, before anything is recorded or signed.
 
-        Raises what `issue` raises of the requester's making.
+        Raises what `issue` raises of the requester's making; `LintUnavailable`, `LintError`.
         """
-        now = self._clock()
-        # Step 2: parse the request, verify proof of possession, check the key.
-        request = parse_csr(order.csr)
-        check_key(request, order.profile)
-        names = select_names(request, order.profile, order.asked)
-        order.client.require_names([*names.dns_names, *map(str, names.ip_addresses)])
-        # Step 3: prepare the certificate under the frozen profile version and lint it.
-        lifetime = min(order.profile.validity, order.lifetime or order.profile.validity)
-        certificate = prepare_certificate(
-            issuer=self._issuer,
-            profile=order.profile,
-            serial=new_serial(),
-            validity=choose_validity(
-                now=now,
-                backdate=self._backdate,
-                lifetime=lifetime,
-                issuer=self._issuer.certificate,
-                profile=order.profile,
-            ),
-            public_key=request.public_key,
-            spki_sha256=request.spki_sha256,
-            names=names,
-        )
-        lint_certificate(certificate, self._issuer, now=now)
-        return PreparedOrder(order=order, certificate=certificate, csr_der=request.der)
+        prepared = self._preparer.prepare(order, self._clock())
+        await self._linter.check(prepared.certificate, self._issuer, bulk=order.row is not None)
+        return prepared
 
     async def _issue_new(self, order: Order) -> IssuedCertificate:
         prepared = await self.prepare(order)
@@ -125,34 +117,42 @@ class IssuanceService:
             raise Overloaded("too many requests are waiting to be issued") from error
         return await waiting
 
-    async def _issue_batch(self, batch: Sequence[PreparedOrder], *, priority: Priority) -> list[IssuedCertificate]:
+    async def _issue_batch(
+        self, batch: Sequence[PreparedOrder], *, priority: Priority
+    ) -> list[IssuedCertificate | Exception]:
         self._metrics.issuance_batch_size.observe(len(batch))
         with self._metrics.issuance_batch_seconds.time():
-            # Step 4: one transaction; from here on the serials exist, whatever happens.
-            await self._records.record_intents(batch, epoch(self._clock()))
-            try:
-                # Step 5: sign the certificates, then their OCSP responses.
-                due = asyncio.get_running_loop().time() + self._sign_deadline_s
-                signatures = await self._pool.sign_many(
-                    self._key_label,
-                    [p.certificate.tbs for p in batch],
-                    priority,
-                    algorithm=self._issuer.algorithm.name,
-                    deadline_s=self._sign_deadline_s,
-                )
-                responses = await self._sign_responses(batch, due - asyncio.get_running_loop().time())
-                # Step 6: assemble, and compare with what was linted (the pool has verified the signatures).
-                finished = [
-                    self._finish(p, signature, response)
-                    for p, signature, response in zip(batch, signatures, responses, strict=True)
-                ]
-                # Step 7: one transaction; from here on the certificates are issued.
-                await self._records.record_issued(finished, epoch(self._clock()))
-            except BaseException:
-                await self._abandon(batch)
-                raise
-            # Step 8: publish the answers, and only then answer the callers.
-            await self._publisher.publish(responses)
+            # Step 4: one transaction; from here on the serials exist, whatever happens. An order that it
+            # refuses fails alone.
+            refused = await self._records.record_intents(batch, epoch(self._clock()))
+            admitted = [prepared for index, prepared in enumerate(batch) if index not in refused]
+            issued = iter(await self._issue_recorded(admitted, priority) if admitted else [])
+        return [refused[index] if index in refused else next(issued) for index in range(len(batch))]
+
+    async def _issue_recorded(self, batch: Sequence[PreparedOrder], priority: Priority) -> list[IssuedCertificate]:
+        try:
+            # Step 5: sign the certificates, then their OCSP responses.
+            due = asyncio.get_running_loop().time() + self._sign_deadline_s
+            signatures = await self._pool.sign_many(
+                self._key_label,
+                [p.certificate.tbs for p in batch],
+                priority,
+                algorithm=self._issuer.algorithm.name,
+                deadline_s=self._sign_deadline_s,
+            )
+            responses = await self._sign_responses(batch, due - asyncio.get_running_loop().time())
+            # Step 6: assemble, and compare with what was linted (the pool has verified the signatures).
+            finished = [
+                self._finish(p, signature, response)
+                for p, signature, response in zip(batch, signatures, responses, strict=True)
+            ]
+            # Step 7: one transaction; from here on the certificates are issued.
+            await self._records.record_issued(finished, epoch(self._clock()))
+        except BaseException:
+            await self._abandon(batch)
+            raise
+        # Step 8: publish the answers, and only then answer the callers.
+        await self._publisher.publish(responses)
         for p in batch:
             self._metrics.certificates_issued.labels(p.certificate.profile.identity).inc()
         return [_issued(f) for f in finished]

@@ -110,7 +110,7 @@ class HierarchyBuilder:
         if der is None:
             key = await self._ensure_key(label, algorithm)
             der = await self._issue_ca(label, key, lifetime, issuer=issuer)
-        found = self._describe(label, x509.load_der_x509_certificate(der))
+        found = describe_issuer(self._config.listen.url, label, x509.load_der_x509_certificate(der))
         if label not in self._pool.labels():
             raise ConfigError(self._why_missing(label))
         self._pool.pin_key(label, found.public_key)
@@ -139,15 +139,6 @@ class HierarchyBuilder:
             f"database of this home needs; the tokens have {there or 'no keys at all'}; connect the token that "
             "this certmill was initialised with, or correct [[tokens]] and [keys]; `certmill token check` tells "
             "what each token lacks"
-        )
-
-    def _describe(self, label: str, certificate: x509.Certificate) -> Issuer:
-        url = self._config.listen.url
-        return Issuer.of(
-            certificate,
-            ocsp_url=f"{url}/ocsp",
-            ca_issuers_url=f"{url}/ca/{label}.cer",
-            crl_url=f"{url}/crl/{label}.crl",
         )
 
     async def _issue_ca(
@@ -258,6 +249,16 @@ class HierarchyBuilder:
                 await connection.execute(insert(issuers), [row])
             await append(connection, now, [_audit(facts, "certificate.issued")])
         return der
+
+
+def describe_issuer(url: str, label: str, certificate: x509.Certificate) -> Issuer:
+    """Return the CA that goes by this label; `url` is where its CRLs, certificates and OCSP answers are."""
+    return Issuer.of(
+        certificate,
+        ocsp_url=f"{url}/ocsp",
+        ca_issuers_url=f"{url}/ca/{label}.cer",
+        crl_url=f"{url}/crl/{label}.crl",
+    )
 
 
 def _facts(

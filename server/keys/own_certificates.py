@@ -28,7 +28,8 @@ from cryptography.x509.oid import NameOID
 from pkix.errors import RequesterError
 from pkix.issuer import Issuer
 from pkix.profile import Profile
-from server.auth.clients import ANY, CERTMILL, Client, ClientRegistry
+from server.auth.clients import CERTMILL, Client, ClientRegistry
+from server.auth.permissions import ANY
 from server.clock import Clock
 from server.errors import ConfigError
 from server.home import Home, write_file
@@ -40,7 +41,7 @@ from server.issuance.service import IssuanceService
 P = ParamSpec("P")
 R = TypeVar("R")
 RENEWAL = dt.timedelta(days=30)
-DEMO = Client(name="demo", profiles=(ANY,), names=(ANY,))
+DEMO = Client(name="demo", profiles=(ANY,), names=(ANY,), organizations=(ANY,), identifiers=(ANY,))
 
 
 class OwnCertificates:

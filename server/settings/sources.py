@@ -41,7 +41,7 @@ def line_of(text: str, section: str, key: str) -> int:
     at_section = 0
     for number, inside, found in _lines(text):
         name = f"{inside}.{found}".strip(".")
-        if key and name == f"{section}.{key}":
+        if key and name == f"{section}.{key}".strip("."):
             return number
         if not at_section and name.startswith(section) and name[len(section) :][:1] in {"", ".", "["}:
             at_section = number  # or of the first that belongs to it: token.kind = …, [token.x], [[token]]

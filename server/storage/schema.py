@@ -19,6 +19,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 
 metadata = MetaData(
@@ -42,6 +43,9 @@ class State(enum.StrEnum):
     ISSUED = "issued"
     ABANDONED = "abandoned"
 
+
+HAS_PREDECESSOR = "renews IS NOT NULL AND state <> 'abandoned'"
+"""The rows of the index on `renews`; a query that means to use it repeats these words."""
 
 RowId = BigInteger().with_variant(Integer, "sqlite")
 
@@ -84,6 +88,14 @@ certificates = Table(
     Index("ix_certificates_spki_sha256", "spki_sha256"),
     Index("ix_certificates_revoked_at", "issuer", "revoked_at"),
     Index("ix_certificates_state", "state"),
+    Index(
+        "uq_certificates_renews",  # a certificate has one successor
+        "issuer",
+        "renews",
+        unique=True,
+        sqlite_where=text(HAS_PREDECESSOR),
+        postgresql_where=text(HAS_PREDECESSOR),
+    ),
 )
 
 idempotency_keys = Table(
@@ -129,11 +141,19 @@ clients = Table(
     Column("profiles", JSON, nullable=False),
     Column("names", JSON, nullable=False),
     Column("disabled", Boolean, nullable=False, default=False),
-    # Values of O, and of organizationIdentifier and serialNumber, that the client may ask for; "*" is any.
+    # Values of O, and of organizationIdentifier, serialNumber and UID, that it may ask for; auth/permissions.py.
     Column("organizations", JSON, nullable=False, default=list),
     Column("identifiers", JSON, nullable=False, default=list),
     Column("yearly_quota", Integer),  # certificates in a calendar year (UTC); null: no limit
     Column("rate_per_minute", Integer),  # requests for certificates; null: no limit
+)
+
+client_usage = Table(
+    "client_usage",
+    metadata,
+    Column("client", String(64), primary_key=True),
+    Column("year", Integer, primary_key=True, autoincrement=False),  # calendar year (UTC) of the intents
+    Column("issued", Integer, nullable=False),  # intents of that year that were not abandoned
 )
 
 profile_versions = Table(
@@ -186,8 +206,13 @@ jobs = Table(
     Column("profile", String(80), nullable=False),  # name@version: frozen when the batch arrived
     Column("dry_run", Boolean, nullable=False),
     Column("idempotency_key", String(128)),
+    Column("request_sha256", LargeBinary(32)),  # of parameters and body; null while RECEIVING
     Column("request_id", String(64), nullable=False),
     Column("rows", Integer, nullable=False),
+    # How far it is, written now and then: `job_rows` is the truth, and is counted when a batch starts and ends.
+    Column("issued", Integer, nullable=False, default=0),
+    Column("failed", Integer, nullable=False, default=0),
+    Column("checked", Integer, nullable=False, default=0),
     Column("created_at", BigInteger, nullable=False),
     Column("started_at", BigInteger),
     Column("finished_at", BigInteger),
@@ -196,6 +221,7 @@ jobs = Table(
     Column("leased_until", BigInteger),
     UniqueConstraint("client", "idempotency_key"),
     Index("ix_jobs_state", "state"),
+    Index("ix_jobs_client", "client", "id"),
 )
 
 job_rows = Table(

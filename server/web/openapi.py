@@ -6,9 +6,12 @@ from typing import Any
 import msgspec
 
 from pkix.profile import Profile
-from server.enrol import messages
+from server.batches.results import ResultRow
+from server.batches.rows import RowRequest
+from server.enrol import client_messages, messages
+from server.enrol.batch_messages import Batch, BatchList
 from server.web.openapi_paths import paths
-from server.web.problem import ALL_KINDS, CONTENT_TYPE, RETRY_AFTER_S
+from server.web.problem import ALL_KINDS, CONTENT_TYPE, RETRIED, RETRY_AFTER_S
 
 _TYPES = (
     messages.CertificateRequest,
@@ -17,7 +20,14 @@ _TYPES = (
     messages.CertificateList,
     messages.RevocationRequest,
     messages.RevocationAnswer,
+    client_messages.Usage,
+    client_messages.RenewalInfo,
+    client_messages.RenewalRequest,
     messages.Problem,
+    RowRequest,
+    Batch,
+    BatchList,
+    ResultRow,
 )
 _ABOUT = """Certificates for the systems of a government: ask for one with a CSR, read it, revoke it.
 
@@ -37,6 +47,8 @@ def openapi_document(*, version: str, profiles: Sequence[Profile]) -> dict[str, 
         "servers": [{"url": "/", "description": "where this document was fetched: the API listener"}],
         "tags": [
             {"name": "certificates", "description": "Issue, read, search and revoke"},
+            {"name": "usage", "description": "Limits, usage and forecast"},
+            {"name": "batches", "description": "Many requests in one call"},
             {"name": "documentation", "description": "This reference; the admin listener has it too"},
         ],
         "security": [{"mutualTLS": []}],
@@ -85,7 +97,7 @@ def _problem(status: int) -> dict[str, object]:
         "description": "; ".join(f"`{kind.slug}`: {kind.title}" for kind in kinds),
         "content": {CONTENT_TYPE: {"schema": schema, "example": example}},
     }
-    if any(kind.status == 503 for kind in kinds):  # noqa: PLR2004 - the status says it
+    if status in RETRIED:
         retry = {"type": "integer", "minimum": 1, "examples": [RETRY_AFTER_S]}
         response["headers"] = {"Retry-After": {"description": "Seconds to wait", "schema": retry}}
     return response

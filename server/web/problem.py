@@ -14,6 +14,8 @@ from signer_pool.errors import BudgetExceeded, PoolFull, SignerPoolError
 
 CONTENT_TYPE = "application/problem+json"
 RETRY_AFTER_S = 2
+RETRIED = frozenset({429, 503})
+"""The statuses that say when to come again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,17 +45,50 @@ KINDS: dict[type[BaseException], Kind] = {
         "profile-violation", 422, "The profile does not allow this request", _REQUEST
     ),
     errors.InvalidRequest: Kind("invalid-request", 400, "The request is not of the documented form", _REQUEST),
+    errors.BrokenBatch: Kind(
+        "broken-batch",
+        400,
+        "The batch cannot be read",
+        "Nothing of it was kept. Mend the row that `detail` names, then send the whole batch again.",
+    ),
+    errors.BatchTooLarge: Kind("batch-too-large", 413, "The batch is too large", "Split it into several."),
+    errors.TooManyBatches: Kind(
+        "too-many-batches", 429, "Too many batches of yours wait", "Wait until one has ended, or cancel one."
+    ),
     errors.NotAuthenticated: Kind(
         "not-authenticated", 403, "The client certificate is not accepted", "Ask the CA's operators."
     ),
     errors.NotPermitted: Kind(
         "not-permitted", 403, "This client may not do this", "Ask the CA's operators for the permission."
     ),
+    errors.QuotaExhausted: Kind(
+        "quota-exhausted",
+        403,
+        "This client's certificates of this year are used up",
+        "Ask the CA's operators for a larger quota, or wait until `resets_at`.",
+    ),
+    errors.RateExceeded: Kind(
+        "rate-limited", 429, "This client asks too often", "Send the same request again after Retry-After."
+    ),
     errors.NotFound: Kind("not-found", 404, "There is no such thing", _REQUEST),
     errors.Conflict: Kind("conflict", 409, "The request contradicts the present state", _REQUEST),
+    errors.RenewalRefused: Kind("renewal-refused", 409, "This certificate cannot be renewed so", _REQUEST),
     errors.IdempotencyConflict: Kind(
         "idempotency-conflict", 422, "The idempotency key belongs to another request", _REQUEST
     ),
+    pkix_errors.ContentRefused: Kind(
+        "lint-content",
+        422,
+        "The certificate would break a rule, by what the request asks for",
+        "Mend the subject, the names or the key as the findings in `detail` say, then send the request again.",
+    ),
+    pkix_errors.LintError: Kind(
+        "lint",
+        500,
+        "The certificate would break a rule: its profile is broken",
+        "Report it to the CA's operators with the request id; nothing was signed. They correct the profile.",
+    ),
+    errors.LintUnavailable: Kind("lint-unavailable", 503, "The linter is not available", _LATER),
     errors.Overloaded: Kind("overloaded", 503, "Too many requests are waiting", _LATER),
     errors.StorageError: Kind("storage", 503, "The database is not available", _LATER),
     BudgetExceeded: Kind("budget", 503, "The HSMs have no time left for bulk work now", _LATER),
@@ -72,6 +107,13 @@ _BY_STATUS = {
 }
 ALL_KINDS: tuple[Kind, ...] = (*KINDS.values(), *_BY_STATUS.values(), INTERNAL)
 
+_WRITTEN_FOR_CALLERS = (
+    RequesterError,
+    pkix_errors.LintError,
+    errors.RequestRefused,
+    errors.Overloaded,
+    BudgetExceeded,
+)
 _encoder = msgspec.json.Encoder()
 
 
@@ -85,10 +127,10 @@ def kind_of(error: BaseException) -> Kind:
     return INTERNAL
 
 
-def problem_response(error: BaseException, request_id: str) -> web.Response:
-    """Answer with the problem details of `error`; never with its internals."""
+def problem_of(error: BaseException, request_id: str) -> Problem:
+    """Return the problem details of `error`; never its internals."""
     kind = kind_of(error)
-    problem = Problem(
+    return Problem(
         type=f"/docs#{kind.slug}",
         title=kind.title,
         status=kind.status,
@@ -96,9 +138,16 @@ def problem_response(error: BaseException, request_id: str) -> web.Response:
         instance=f"urn:request:{request_id}",
         remedy=getattr(error, "remedy", None) or kind.meaning,
         field=getattr(error, "field", None),
+        **getattr(error, "members", {}),
     )
+
+
+def problem_response(error: BaseException, request_id: str) -> web.Response:
+    """Answer with the problem details of `error`."""
+    kind = kind_of(error)
+    problem = problem_of(error, request_id)
     headers = {"Cache-Control": "no-store"}
-    if kind.status == 503:  # noqa: PLR2004 - the status says it
+    if kind.status in RETRIED:
         headers["Retry-After"] = str(getattr(error, "retry_after_s", RETRY_AFTER_S))
     if isinstance(error, web.HTTPMethodNotAllowed):
         headers["Allow"] = error.headers.get("Allow", "")
@@ -109,8 +158,8 @@ def problem_response(error: BaseException, request_id: str) -> web.Response:
 
 def _detail(error: BaseException, kind: Kind) -> str:
     """Return the error's own words only where they were written for the caller."""
-    if isinstance(error, RequesterError | errors.RequestRefused | errors.Overloaded | BudgetExceeded):
-        return error.detail
+    if isinstance(error, _WRITTEN_FOR_CALLERS):
+        return str(error.detail)
     if isinstance(error, web.HTTPException) and error.text and kind is not INTERNAL:
         return error.text
     return kind.title

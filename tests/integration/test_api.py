@@ -192,6 +192,23 @@ def test_subjects_in_lao_are_issued(running: RunningCertmill) -> None:
     assert "ກ" * 64 in reply.json["subject"]
 
 
+def test_names_stand_in_json_where_the_profile_takes_them_from_there(running: RunningCertmill) -> None:
+    csr = make_csr(None).decode()
+    subject = {"C": "LA", "O": "ກະຊວງການເງິນ", "OU": ["ກົມ 1", "ກົມ 2"], "title": "ຫົວໜ້າ", "CN": "ຫົວໜ້າກົມ"}
+    body: dict[str, object] = {"profile": "government-position", "csr": csr, "subject": subject}
+    reply = running.api("POST", "/v1/certificates", {**body, "names": {"email": ["office@Example.LA"]}})
+    assert reply.status == 201
+    assert reply.json["subject"] == "CN=ຫົວໜ້າກົມ,2.5.4.12=ຫົວໜ້າ,OU=ກົມ 2,OU=ກົມ 1,O=ກະຊວງການເງິນ,C=LA"
+    reply = running.api("POST", "/v1/certificates", {**body, "names": {"dns": ["a.gov"]}})
+    assert (reply.status, reply.json["field"]) == (422, "names.dns")
+    reply = running.api("POST", "/v1/certificates", {**body, "names": {"mail": ["a@a.la"]}})
+    assert reply.status == 400
+    other = make_csr("another").decode()
+    reply = running.api("POST", "/v1/certificates", {**body, "csr": other})
+    assert (reply.status, reply.json["field"]) == (422, "subject.CN")
+    assert reply.json["remedy"] == "give it in one place, or the same in both"
+
+
 def test_a_client_sees_only_its_own_certificates(running: RunningCertmill) -> None:
     from cryptography import x509
 

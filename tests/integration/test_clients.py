@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from cryptography.x509.oid import NameOID
 
 from server.supervisor import EXIT_CONFIG
 from tests.support.authority import Table
@@ -32,11 +34,15 @@ class Ministry:
         assert reply.status == 201
         self.certificate.write_text(reply.json["certificate"])
 
-    def asks_for(self, name: str, profile: str = "tls-server") -> Reply:
+    def asks_for(self, name: str, profile: str = "tls-server", *, organization: str = "") -> Reply:
+        extra = (x509.NameAttribute(NameOID.ORGANIZATION_NAME, organization),) if organization else ()
+        body: dict[str, object] = {"profile": profile, "csr": make_csr(name, extra=extra).decode()}
+        return self.calls("POST", "/v1/certificates", body)
+
+    def calls(self, method: str, path: str, body: dict[str, object] | None = None, **headers: str) -> Reply:
         context = ssl.create_default_context(cafile=str(self._server.home / "ca/root.pem"))
         context.load_cert_chain(self.certificate, self.key)
-        body: dict[str, object] = {"profile": profile, "csr": make_csr(name).decode()}
-        return self._server.api("POST", "/v1/certificates", body, context=context)
+        return self._server.api(method, path, body, headers, context=context)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +91,91 @@ def test_client_is_added_limited_disabled_and_enabled(
     soon(lambda: tax.asks_for("www.customs.example.gov").status == 201)
     shown = command("list").stdout
     assert "customs.example.gov" in shown
-    assert listed["spki_sha256"][:16] in shown
+    assert listed["name"] in shown
+
+
+def test_limits_say_which_of_them_refused_and_usage_tells_what_is_left(
+    server: RunningCertmill, command: Callable[..., Done], tmp_path: Path
+) -> None:
+    post = Ministry(server, tmp_path)
+    limits = ["--profile", "*", "--name", "post.gov", "--organization", "Post of Laos", "--quota", "2"]
+    command("add", "post", "--certificate", str(post.certificate), *limits)
+    soon(lambda: post.asks_for("post.gov", organization="POST of Laos").status == 201)
+    refused = post.asks_for("post.gov", organization="Customs")
+    assert (refused.status, refused.json["type"]) == (403, "/docs#not-permitted")
+    assert "may not ask for O=Customs: its organizations do not hold it" in refused.json["detail"]
+    assert post.asks_for("a.post.gov").status == 201
+    full = post.asks_for("b.post.gov")
+    assert (full.status, full.json["type"]) == (403, "/docs#quota-exhausted")
+    assert (full.json["limit"], full.json["used"]) == (2, 2)
+    assert full.json["resets_at"].endswith("-01-01T00:00:00Z")
+    usage = post.calls("GET", "/v1/usage").json
+    assert usage["limits"]["organizations"] == ["Post of Laos"]
+    assert (usage["used"], usage["remaining"], usage["live"]) == (2, 0, 2)
+    assert usage["by_profile"] == {"tls-server": 2}
+    assert sum(usage["by_month"].values()) == 2
+    assert usage["forecast"]["quota_exhausted_on"] is not None
+    metrics = server.admin("/metrics").body.decode()
+    assert 'certmill_client_refusals_total{client="post",limit="quota"} 1.0' in metrics
+    assert 'certmill_client_refusals_total{client="post",limit="organizations"} 1.0' in metrics
+    shown = json.loads(command("show", "post", "--json").stdout)
+    assert (shown["yearly_quota"], shown["issued"], shown["usage"]["used"]) == (2, 2, 2)
+    told = command("show", "post").stdout
+    assert "2 of 2" in told
+    assert "Post of Laos" in told
+    command("limit", "post", "--quota", "unlimited", "--organization", "")
+    assert post.asks_for("b.post.gov").status == 201  # the quota is read where it is counted, not remembered
+    assert "there is no client 'nobody'" in command("show", "nobody", expect=1).stderr
+
+
+def test_client_that_asks_too_often_is_told_when_to_come_again(
+    server: RunningCertmill, command: Callable[..., Done], tmp_path: Path
+) -> None:
+    fast = Ministry(server, tmp_path)
+    command("add", "fast", "--certificate", str(fast.certificate), "--profile", "*", "--name", "*", "--rate", "2")
+    first, second, third = [fast.asks_for("fast.gov") for _ in range(3)]
+    assert (first.status, second.status, third.status) == (201, 201, 429)
+    assert first.headers["ratelimit-policy"] == '"requests";q=2;w=60'
+    assert first.headers["ratelimit"].startswith('"requests";r=1;t=')
+    assert third.json["type"] == "/docs#rate-limited"
+    assert 1 <= int(third.headers["retry-after"]) <= 30
+    assert third.headers["ratelimit"].startswith('"requests";r=0;')
+    assert fast.calls("GET", "/v1/usage").status == 200  # reading is not counted
+
+
+def test_certificate_is_renewed_once_by_its_holder(
+    server: RunningCertmill, command: Callable[..., Done], tmp_path: Path
+) -> None:
+    holder = Ministry(server, tmp_path)
+    command("add", "holder", "--certificate", str(holder.certificate), "--profile", "*", "--name", "holder.gov")
+    old = holder.asks_for("holder.gov").json["serial"]
+    info = holder.calls("GET", f"/v1/certificates/{old}/renewal-info")
+    window = info.json["suggestedWindow"]
+    assert window["start"] < window["end"]
+    assert int(info.headers["retry-after"]) == 6 * 3600
+    body: dict[str, object] = {"csr": make_csr(None).decode()}
+    renewed = holder.calls("POST", f"/v1/certificates/{old}/renewal", body)
+    assert renewed.status == 201
+    assert renewed.json["dns_names"] == ["holder.gov"]
+    assert renewed.json["subject"] == "CN=holder.gov"
+    again = holder.calls("POST", f"/v1/certificates/{old}/renewal", body)
+    assert (again.status, again.headers["idempotent-replayed"]) == (201, "true")
+    assert again.json["serial"] == renewed.json["serial"]
+    other = holder.calls("POST", f"/v1/certificates/{old}/renewal", {"csr": make_csr(None).decode()})
+    assert (other.status, other.json["type"]) == (409, "/docs#renewal-refused")
+    assert renewed.json["serial"] in other.json["detail"]
+    assert server.api("POST", f"/v1/certificates/{old}/renewal", body).status == 404  # demo's it is not
+    listed = {
+        renewed_: [
+            one["serial"]
+            for one in holder.calls("GET", f"/v1/certificates?renewed={renewed_}").json["certificates"]
+        ]
+        for renewed_ in ("true", "false")
+    }
+    assert listed == {"true": [old], "false": [renewed.json["serial"]]}
+    after = holder.calls("GET", "/v1/certificates?expires_after=2099-01-01T00:00:00Z").json["certificates"]
+    assert after == []
+    assert holder.calls("GET", "/v1/certificates?renewed=maybe").status == 400
 
 
 def test_client_is_known_by_its_key_whatever_file_holds_it(command: Callable[..., Done], tmp_path: Path) -> None:
@@ -141,7 +231,7 @@ def test_every_act_is_in_the_audit_log(
         (["add", "x", "--certificate", "/nonexistent"], "/nonexistent cannot be read (No such file"),
         (["add", "x", "--certificate", "{key}"], "holds no certificate, CSR or public key"),
         (["limit", "nobody", "--profile", "*"], "there is no client 'nobody'; see: certmill client list"),
-        (["limit", "demo"], "nothing to change; give --profile, --name or both"),
+        (["limit", "demo"], "nothing to change; give --profile, --name, --organization"),
         (["disable", "nobody"], "there is no client 'nobody'"),
         (["pin", "nobody", "--certificate", "{csr}"], "there is no client 'nobody'"),
     ],

@@ -35,7 +35,7 @@ def test_json_in_json_out(running: RunningCertmill) -> None:
     body = reply.json
     assert reply.headers["location"] == f"/v1/certificates/{body['serial']}"
     assert body["dns_names"] == ["a.example.gov"]
-    assert body["profile"] == "tls-server@1"
+    assert body["profile"] == "tls-server@2"
     leaf = x509.load_pem_x509_certificate(body["certificate"].encode())
     issuing = x509.load_pem_x509_certificate(body["chain"][0].encode())
     leaf.verify_directly_issued_by(issuing)

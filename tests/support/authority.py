@@ -24,7 +24,7 @@ from signer_pool.lane_config import LaneConfig
 from tests.support.ca import make_csr
 from tests.support.profiles import TLS_SERVER
 
-MINISTRY = Client(name="ministry", profiles=("*",), names=("*",))
+MINISTRY = Client(name="ministry", profiles=("*",), names=("*",), organizations=("*",), identifiers=("*",))
 
 
 class MovableClock:

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import os
 import subprocess
 import sys
 import threading
@@ -68,17 +69,11 @@ def test_two_processes_get_no_port_both() -> None:
 def test_a_failure_is_shown_whatever_is_collected_meanwhile(tmp_path: Path) -> None:
     lines = (f"def f{n}(a, b): return a * b - (a if b else [a, b, {{a: {n}}}])" for n in range(200))
     (tmp_path / "test_it.py").write_text("\n".join((LEAVING, *lines)))
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-p",
-        "tests.conftest",
-        "-c",
-        "pyproject.toml",
-        "-n0",
-        str(tmp_path),
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    options = ["-p", "tests.conftest", "-c", "pyproject.toml", "-n0", "--basetemp", str(tmp_path / "base")]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, str(tmp_path / "test_it.py")],
+        env={name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")},
+        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
     assert "INTERNALERROR" not in done.stdout
     assert "4 failed" in done.stdout

@@ -107,6 +107,7 @@ def test_extensions_of_each_profile(ca: TestCa, rsa_key: rsa.RSAPrivateKey) -> N
     assert ExtensionOID.SUBJECT_ALTERNATIVE_NAME not in {e.oid for e in client}
     responder = prepare(ca, OCSP_RESPONDER)
     lint_certificate(responder, ca.issuer, now=NOW)
+    assert prepare(ca).dns_names == ("www.example.gov",)
     extensions = load(ca, responder).extensions
     assert ExtensionOID.OCSP_NO_CHECK in {e.oid for e in extensions}
     present = {e.oid for e in extensions}

@@ -120,7 +120,7 @@ def test_years_of_the_plan_are_added_to_the_default_ones(tmp_path: Path) -> None
         (
             "[log]\nworkers = 1\n",
             {},
-            ["setting log.workers:", "did you mean workers of [ocsp]?", "[log] has format, level"],
+            ["setting log.workers:", "did you mean workers of [lint]?", "[log] has format, level"],
         ),
         (
             "[surprise]\na = 1\n",
@@ -128,7 +128,7 @@ def test_years_of_the_plan_are_added_to_the_default_ones(tmp_path: Path) -> None
             ["setting surprise: no such section;", "[listen], [ca], [signer], [[tokens]]"],
         ),
         ("\n[oscp]\na = 1\n", {}, ["setting oscp:", "did you mean [ocsp]?", "line 2)"]),
-        ("workers = 1\n", {}, ["setting workers: no such section;", "did you mean workers of [ocsp]?"]),
+        ("workers = 1\n", {}, ["setting workers: no such section;", "did you mean workers of [lint]?"]),
         (
             "",
             {"CERTMILL_OCSP_WORKER": "3"},

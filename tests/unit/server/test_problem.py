@@ -4,9 +4,9 @@ import pytest
 from aiohttp import web
 
 from ocsp.errors import OcspError
-from pkix.errors import KeyRejected, LintError, MalformedCsr
+from pkix.errors import ContentRefused, KeyRejected, LintError, MalformedCsr
 from server.enrol.messages import CertificateRequest, RevocationRequest
-from server.errors import InvalidRequest, NotFound, Overloaded, StorageError
+from server.errors import InvalidRequest, LintUnavailable, NotFound, Overloaded, StorageError
 from server.web.body import decode_json
 from server.web.problem import ALL_KINDS, problem_response
 from signer_pool.errors import PoolUnavailable
@@ -41,7 +41,6 @@ def test_the_requesters_fault_names_field_and_remedy() -> None:
         (PoolUnavailable("secret token"), 503),
         (OcspError("secret"), 503),
         (TimeoutError(), 503),
-        (LintError("secret"), 500),
         (web.HTTPBadGateway(), 500),
         (RuntimeError("secret"), 500),
     ],
@@ -52,6 +51,22 @@ def test_each_error_has_its_status_and_says_no_internals(error: Exception, statu
     assert "secret" not in str(problem)
     assert ("Retry-After" in response.headers) == (status == 503)
     assert response.headers["Cache-Control"] == "no-store"
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "slug"),
+    [
+        (LintError("BR 6.3.2: too long"), 500, "lint"),
+        (ContentRefused("BR 7.1.4.3: common name"), 422, "lint-content"),
+        (LintUnavailable("the linter is down"), 503, "lint-unavailable"),
+    ],
+)
+def test_what_a_linter_finds_is_told_with_its_clause_and_whose_fault_it_is(
+    error: Exception, status: int, slug: str
+) -> None:
+    response, problem = answer(error)
+    assert (response.status, problem["type"], problem["detail"]) == (status, f"/docs#{slug}", str(error))
+    assert ("Retry-After" in response.headers) == (status == 503)
 
 
 def test_a_wrong_method_says_which_are_right() -> None:

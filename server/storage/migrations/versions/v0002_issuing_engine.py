@@ -1,10 +1,13 @@
 """The issuing engine: requests kept, profile versions, linted shapes, batches, limits of clients, authorities."""
 
+import datetime as dt
+
 import sqlalchemy as sa
 from alembic import op
 
 revision = "0002"
 down_revision = "0001"
+_HAS_PREDECESSOR = "renews IS NOT NULL AND state <> 'abandoned'"
 
 
 def upgrade() -> None:
@@ -16,6 +19,14 @@ def upgrade() -> None:
         certificates.add_column(sa.Column("authority", sa.String(36)))
     op.create_index("ix_certificates_client_created_at", "certificates", ["client", "created_at"])
     op.create_index("ix_certificates_spki_sha256", "certificates", ["spki_sha256"])
+    op.create_index(
+        "uq_certificates_renews",
+        "certificates",
+        ["issuer", "renews"],
+        unique=True,
+        sqlite_where=sa.text(_HAS_PREDECESSOR),
+        postgresql_where=sa.text(_HAS_PREDECESSOR),
+    )
     op.drop_index("ix_ocsp_responses_refresh_at", "ocsp_responses")
     op.create_index("ix_ocsp_responses_issuer", "ocsp_responses", ["issuer", "refresh_at"])
     with op.batch_alter_table("clients") as clients:
@@ -26,6 +37,7 @@ def upgrade() -> None:
     with op.batch_alter_table("clients") as clients:
         clients.alter_column("organizations", server_default=None)
         clients.alter_column("identifiers", server_default=None)
+    _count_what_was_issued()
     op.create_table(
         "profile_versions",
         sa.Column("name", sa.String(64), nullable=False),
@@ -51,8 +63,12 @@ def upgrade() -> None:
         sa.Column("profile", sa.String(80), nullable=False),
         sa.Column("dry_run", sa.Boolean(), nullable=False),
         sa.Column("idempotency_key", sa.String(128)),
+        sa.Column("request_sha256", sa.LargeBinary(32)),
         sa.Column("request_id", sa.String(64), nullable=False),
         sa.Column("rows", sa.Integer(), nullable=False),
+        sa.Column("issued", sa.Integer(), nullable=False),
+        sa.Column("failed", sa.Integer(), nullable=False),
+        sa.Column("checked", sa.Integer(), nullable=False),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.Column("started_at", sa.BigInteger()),
         sa.Column("finished_at", sa.BigInteger()),
@@ -63,6 +79,7 @@ def upgrade() -> None:
         sa.UniqueConstraint("client", "idempotency_key", name=op.f("uq_jobs_client")),
     )
     op.create_index("ix_jobs_state", "jobs", ["state"])
+    op.create_index("ix_jobs_client", "jobs", ["client", "id"])
     op.create_table(
         "job_rows",
         sa.Column("job", sa.String(32), nullable=False),
@@ -83,3 +100,33 @@ def upgrade() -> None:
         sa.Column("seen_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_authorities")),
     )
+
+
+def _count_what_was_issued() -> None:
+    """Make the counters of the yearly quotas, with what each client got so far."""
+    op.create_table(
+        "client_usage",
+        sa.Column("client", sa.String(64), nullable=False),
+        sa.Column("year", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("issued", sa.Integer(), nullable=False),
+        sa.PrimaryKeyConstraint("client", "year", name=op.f("pk_client_usage")),
+    )
+    connection = op.get_bind()
+    kept = "from certificates where state <> 'abandoned'"
+    first, last = connection.execute(sa.text(f"select min(created_at), max(created_at) {kept}")).one()
+    if first is None:
+        return
+    count = sa.text(
+        "insert into client_usage (client, year, issued) "
+        f"select client, :year, count(*) {kept} and created_at >= :start and created_at < :end group by client"
+    )
+    for year in range(_year(first), _year(last) + 1):
+        connection.execute(count, {"year": year, "start": _begin(year), "end": _begin(year + 1)})
+
+
+def _year(moment: int) -> int:
+    return dt.datetime.fromtimestamp(moment, dt.UTC).year
+
+
+def _begin(year: int) -> int:
+    return int(dt.datetime(year, 1, 1, tzinfo=dt.UTC).timestamp())

@@ -1,0 +1,1 @@
+"""Certificates that follow others: when, and that they are of the same holder."""

@@ -1,0 +1,1 @@
+"""What a client has used of its limits, and what it will need."""

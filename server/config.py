@@ -34,7 +34,9 @@ Url = Annotated[
     ),
 ]
 Country = Annotated[str, Meta(pattern="^[A-Z]{2}$", description="two capital letters (ISO 3166), for example LA")]
-_RESERVED_VARIABLES = {"CERTMILL_HOME", "CERTMILL_CONFIG"}
+CLIENT_VARIABLES = tuple(f"CERTMILL_CLIENT_{name}" for name in ("URL", "CERTIFICATE", "KEY", "CA"))
+"""How commands that call an API find it (server/cli/connection.py): no settings of a server."""
+_RESERVED_VARIABLES = {"CERTMILL_HOME", "CERTMILL_CONFIG", *CLIENT_VARIABLES}
 _LAST_PORT = 65535
 
 

@@ -66,6 +66,11 @@ class Home:
         return self.root / "profiles"
 
     @property
+    def demo_client(self) -> tuple[Path, Path]:
+        """Certificate and key of the client for trying out."""
+        return self.clients / "demo/cert.pem", self.clients / "demo/key.pem"
+
+    @property
     def public(self) -> Path:
         """What the public listener serves besides OCSP: `crl/` and `ca/`."""
         return self.root / "public"

@@ -1,11 +1,13 @@
-"""The response store of one host: LMDB, written by the authority, read by every worker.
+"""The response store of one host: LMDB, written by its authorities, read by every worker.
+
+LMDB lets one writer in at a time, whatever its process; so the merge in `_publish` holds among authorities too.
 
 A publication is durable before the generation moves, and the generation moves before `publish` returns. If the
 writer dies between the two, workers notice at the latest with the next second, for which they read anew.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -89,7 +91,7 @@ class LmdbStore:
         self._env.close()
 
     def _publish(self, responses: Sequence[tuple[ResponseKey, StoredResponse]]) -> None:
-        with self._env.begin(write=True) as transaction:
+        with self._begin() as transaction:
             for key, response in responses:
                 present = transaction.get(key)
                 if present is None or _supersedes(response, unpack(present)):
@@ -97,20 +99,28 @@ class LmdbStore:
         self._generation.bump()
 
     def _get_many(self, keys: Sequence[ResponseKey]) -> list[StoredResponse | None]:
-        with self._env.begin() as transaction:
+        with self._begin(write=False) as transaction:
             entries = [transaction.get(key) for key in keys]
         return [None if entry is None else unpack(entry) for entry in entries]
 
     def _remove_many(self, keys: Sequence[ResponseKey]) -> None:
-        with self._env.begin(write=True) as transaction:
+        with self._begin() as transaction:
             for key in keys:
                 transaction.delete(key)
         self._generation.bump()
 
     def _put(self, key: bytes, value: bytes) -> None:
-        with self._env.begin(write=True) as transaction:
+        with self._begin() as transaction:
             transaction.put(key, value)
         self._generation.bump()
+
+    def _begin(self, *, write: bool = True) -> Any:  # noqa: ANN401 - lmdb.Transaction, whose stubs know of no bytes
+        """Begin; where another authority with a larger map has outgrown ours, take its size first."""
+        try:
+            return self._env.begin(write=write)
+        except lmdb.MapResizedError:
+            self._env.set_mapsize(0)
+            return self._env.begin(write=write)
 
 
 def _supersedes(new: StoredResponse, present: StoredResponse) -> bool:
@@ -172,6 +182,15 @@ class LmdbReader:
         except lmdb.Error as error:
             raise StoreError(f"response store {self._directory}: {error}") from error
         return prefixes
+
+    def serials(self, prefix: bytes) -> Iterator[int]:
+        """Go through the serial numbers of all entries under a key prefix, on one snapshot."""
+        with self._begin() as transaction, transaction.cursor() as cursor:
+            if cursor.set_range(prefix):
+                for key in cursor.iternext(values=False):
+                    if not key.startswith(prefix):
+                        break
+                    yield int.from_bytes(key[len(prefix) :], "big")
 
     def replaced(self) -> bool:
         """Say whether the files are not those that were opened: the store was deleted and made anew."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime as dt
+import socket
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -50,6 +51,8 @@ from server.status.publisher import StatusPublisher
 from server.status.reconciler import Reconciler
 from server.status.refresher import Refresher
 from server.storage.database import Database
+from server.storage.place import place_of
+from server.storage.presence import Identity, Presence, authority_id, store_identity
 from signer_pool.errors import KeyMismatch
 from signer_pool.lane_config import LaneConfig
 from signer_pool.pool import SignerPool
@@ -57,8 +60,6 @@ from signer_pool.pool import SignerPool
 _GIB = 2**30
 _ROOT_CRL_VALIDITY = dt.timedelta(days=180)
 _ROOT_CRL_INTERVAL = dt.timedelta(days=30)
-_ONLY_AUTHORITY = "-"
-"""Who claims batches, while a database belongs to one home."""
 _REPLACED = (
     f"; if it is {OCSP!r} and was replaced on purpose, remove it from every token: the next start makes another, "
     "with a certificate"
@@ -90,6 +91,7 @@ class Parts:
     refresher: Refresher
     reconciler: Reconciler
     commitments: Commitments
+    presence: Presence
 
 
 @asynccontextmanager
@@ -108,19 +110,30 @@ async def open_parts(
         # First, so that its processes load while everything else opens.
         lint_pool = await stack.enter_async_context(LintPool.of(config.lint, metrics=metrics, logger=logger))
         files = await stack.enter_async_context(_thread("files"))
-        pool = await stack.enter_async_context(
-            _signer_pool(config, lanes, home=home, files=files, registry=registry, logger=logger)
+        database = await stack.enter_async_context(_database(config, files))
+        me = await asyncio.get_running_loop().run_in_executor(files, _identity, config)
+        presence = await stack.enter_async_context(Presence(database, me, clock=clock, logger=logger))
+        ground = Ground(
+            database=database,
+            clock=clock,
+            metrics=metrics,
+            logger=logger,
+            authority=me.id,
+            leadership=presence,
         )
-        database = await stack.enter_async_context(Database(home.database))
-        ground = Ground(database=database, clock=clock, metrics=metrics, logger=logger)
+        # From the look at the tokens' keys until all are certified: of several authorities one makes them.
+        async with database.alone("start"):
+            pool = await stack.enter_async_context(
+                _signer_pool(config, lanes, files=files, registry=registry, ground=ground)
+            )
+            profiles = ProfileRegistry(database, clock)
+            loop = asyncio.get_running_loop()
+            await profiles.activate(await loop.run_in_executor(files, read_profile_files, home.profiles))
+            builder = HierarchyBuilder(config=config, pool=pool, profiles=profiles, ground=ground)
+            hierarchy = await builder.ensure()
         store = await stack.enter_async_context(
-            LmdbStore(home.response_store, max_bytes=config.ocsp.store_max_gib * _GIB)
+            LmdbStore(config.response_store, max_bytes=config.ocsp.store_max_gib * _GIB)
         )
-        profiles = ProfileRegistry(database, clock)
-        loop = asyncio.get_running_loop()
-        await profiles.activate(await loop.run_in_executor(files, read_profile_files, home.profiles))
-        builder = HierarchyBuilder(config=config, pool=pool, database=database, profiles=profiles, clock=clock)
-        hierarchy = await builder.ensure()
         await asyncio.get_running_loop().run_in_executor(files, _publish_ca_certificates, home, hierarchy)
         await asyncio.get_running_loop().run_in_executor(files, load_known_primes)
         tag = issuer_tag(hierarchy.issuing.certificate_der)
@@ -188,7 +201,7 @@ async def open_parts(
             settings=config.batches,
             issuer_label=ISSUING,
             issuer_pem=hierarchy.issuing.certificate_pem,
-            authority=_ONLY_AUTHORITY,
+            authority=ground.authority,
             ground=ground,
         )
         parts = Parts(
@@ -218,6 +231,7 @@ async def open_parts(
             ),
             crl_publishers=(root_crl, issuing_crl),
             refresher=Refresher(publisher=publisher, store=store, ground=ground),
+            presence=presence,
             reconciler=Reconciler(publisher=publisher, store=store, ground=ground),
             commitments=Commitments(
                 ground=ground,
@@ -283,16 +297,30 @@ async def _linter(config: Config, pool: LintPool, files: Executor, ground: Groun
 
 
 @asynccontextmanager
+async def _database(config: Config, files: Executor) -> AsyncIterator[Database]:
+    """Open the database where the settings say that it is."""
+    place = await asyncio.get_running_loop().run_in_executor(files, place_of, config)
+    async with Database(place) as database:
+        yield database
+
+
+def _identity(config: Config) -> Identity:
+    """Say who we are to other authorities. Blocking."""
+    store = store_identity(config.response_store)
+    return Identity(id=authority_id(Home(config.home)), host=socket.gethostname(), store=store)
+
+
+@asynccontextmanager
 async def _signer_pool(
     config: Config,
     lanes: Sequence[LaneConfig],
     *,
-    home: Home,
     files: Executor,
     registry: CollectorRegistry,
-    logger: FilteringBoundLogger,
+    ground: Ground,
 ) -> AsyncIterator[SignerPool]:
     """Open the tokens, except those whose PIN was refused before, and use only keys that have certificates."""
+    home, logger = Home(config.home), ground.logger
     loop = asyncio.get_running_loop()
     refused_pins = RefusedPins(home.refused_pins, lanes, logger)
     async with AsyncExitStack() as stack:
@@ -306,7 +334,7 @@ async def _signer_pool(
             keep_alive_s=config.signer.keep_alive_s,
             weights=config.weights,
             expected=await loop.run_in_executor(
-                files, partial(expected_keys, home, issuer=ISSUING, responder=OCSP)
+                files, partial(expected_keys, home, ground.database.place, issuer=ISSUING, responder=OCSP)
             ),
             refused_tokens=await loop.run_in_executor(files, refused_pins.recall),
             # At once, though it blocks the loop for a moment: whatever comes next may be the end of this process.
@@ -331,7 +359,8 @@ async def _recover(parts: Parts, store: LmdbStore, tag: IssuerTag) -> None:
     issuing = parts.hierarchy.issuing
     await store.put_issuer(tag, sha1=issuing.hashes("sha1"), sha256=issuing.hashes("sha256"))
     await parts.own.ensure_api(parts.config.listen.api_names)
-    await parts.own.ensure_demo(parts.clients)
+    async with parts.database.alone("demo client"):
+        await parts.own.ensure_demo(parts.clients)
 
 
 @asynccontextmanager

@@ -30,6 +30,7 @@ from server.keys.token import prepare_token
 from server.notify import notify
 from server.renewal.service import Renewals
 from server.storage.migrate import upgrade
+from server.storage.place import place_of
 from server.usage.gauges import UsageGauges
 from server.usage.report import UsageReports
 from server.web.admin import AdminApi, Readiness
@@ -55,7 +56,7 @@ def prepare_home(config: Config, logger: FilteringBoundLogger, pins: Mapping[str
         if not home.settings.exists():
             write_file(home.settings, default_toml().encode(), mode=0o600)
         lanes = prepare_token(config, home, logger, pins)
-        upgrade(home.database)
+        upgrade(place_of(config))
     return lanes
 
 
@@ -186,6 +187,7 @@ class Background:
         await self._group.__aenter__()
         parts = self._parts
         loops = [parts.refresher.run(), parts.reconciler.run(), parts.commitments.run(), self._maintain()]
+        loops.append(parts.presence.run())
         loops.append(UsageGauges(parts.database, parts.clock, parts.metrics, parts.logger).run())
         loops += [parts.batches.runner.run(), parts.batches.tidy()]
         for loop in [*loops, *(publisher.run() for publisher in parts.crl_publishers)]:

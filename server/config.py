@@ -17,12 +17,14 @@ from msgspec import Meta
 
 from pkix.algorithms import KeyAlgorithm
 from server.errors import ConfigError
+from server.home import Home
 from server.settings.batches import BatchesSection
 from server.settings.explain import explain, moved, no_such_variable, toml_error
 from server.settings.numbers import PLAN, complete_plan, read_weights
 from server.settings.section import Count, Section
 from server.settings.signer import KeysSection, SignerSection, TokenSection
 from server.settings.sources import Sources
+from server.settings.storage import StorageSection
 
 Hours = Annotated[int, Meta(ge=1, le=24 * 366)]
 Url = Annotated[
@@ -152,6 +154,7 @@ class OcspSection(Section, frozen=True, kw_only=True):
     max_age_s: Annotated[int, Meta(ge=0, le=86400)] = 3600
     max_connections: Count = 10_000
     store_max_gib: Annotated[int, Meta(ge=1, le=4096)] = 8
+    store: Annotated[str, Meta(pattern="^(/.*)?$", description="an absolute path, or empty")] = ""
 
 
 class CrlSection(Section, frozen=True, kw_only=True):
@@ -186,6 +189,7 @@ class Config(Section, frozen=True, kw_only=True):
     batches: BatchesSection = BatchesSection()
     ocsp: OcspSection = OcspSection()
     crl: CrlSection = CrlSection()
+    storage: StorageSection = StorageSection()
     log: LogSection = LogSection()
 
     def __post_init__(self) -> None:
@@ -206,6 +210,11 @@ class Config(Section, frozen=True, kw_only=True):
         for number, name in enumerate(names):
             if name in names[:number]:
                 raise ValueError(f"tokens[{number}].name: {name!r} is taken; give each token a name of its own")
+
+    @property
+    def response_store(self) -> Path:
+        """The directory of the OCSP response store."""
+        return Path(self.ocsp.store) if self.ocsp.store else Home(self.home).response_store
 
 
 def load_config(environ: Mapping[str, str]) -> Config:

@@ -132,6 +132,14 @@ class StorageError(ServerError):
     """The database could not do its part (operator): nothing was released."""
 
 
+class KeyInUse(ServerError):
+    """Another call, perhaps at another authority, has this idempotency key: wait for its certificate."""
+
+
+class NotDurable(StorageError, ConfigError):
+    """The database confirms what a crash can lose (operator): nothing is written to it."""
+
+
 class AlreadyRunning(ServerError):
     """Another certmill serves this home directory (operator)."""
 

@@ -7,13 +7,19 @@ from structlog.typing import FilteringBoundLogger
 from server.clock import Clock
 from server.metrics import AuthorityMetrics
 from server.storage.database import Database
+from server.storage.presence import ALONE, Leadership
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ground:
-    """Database, clock, metrics and logger, handed over together instead of being globals."""
+    """Database, clock, metrics and logger, handed over together instead of being globals.
+
+    `authority`: our id among those on the database; `leadership`: whether the work that one does for all is ours.
+    """
 
     database: Database
     clock: Clock
     metrics: AuthorityMetrics
     logger: FilteringBoundLogger
+    authority: str = ""
+    leadership: Leadership = ALONE

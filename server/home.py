@@ -31,6 +31,11 @@ class Home:
         return self.root / "certmill.sqlite"
 
     @property
+    def authority_id(self) -> Path:
+        """Which authority this home is, among those on one database."""
+        return self.root / "authority-id"
+
+    @property
     def response_store(self) -> Path:
         """The directory of the OCSP response store (LMDB); rebuilt from the database if lost."""
         return self.root / "responses"
@@ -115,9 +120,9 @@ class Home:
         """
         try:
             public = (self.public, self.public / "crl", self.public / "ca")
-            for path in (self.root, self.ca, self.clients, self.profiles, *public):
+            for path in (self.root, self.ca, self.clients, *public):
                 _make(path, 0o755)
-            for path in (self.secrets, self.token, self.software_keys, self.run):
+            for path in (self.profiles, self.secrets, self.token, self.software_keys, self.run):
                 _make(path, 0o700)
         except OSError as error:
             raise ConfigError(

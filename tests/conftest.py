@@ -8,6 +8,7 @@ from blockbuster import BlockBuster
 from hypothesis import HealthCheck, settings
 
 from tests.support.alone import Turns
+from tests.support.postgres import PostgresServer, postgres_server
 
 TURNS = pytest.StashKey[Turns]()
 
@@ -60,5 +61,16 @@ def _no_blocking_in_the_loop() -> Iterator[None]:
     guard = BlockBuster(scanned_modules=["server", "ocsp", "signer_pool", "pkix"])
     guard.activate()
     guard.functions["os.path.abspath"].deactivate()  # reads the name of the directory, no disk
+    for function in guard.functions.values():
+        function.can_block_in("server/storage/migrate.py", {"work"})  # in a loop and a thread of its own
+        function.can_block_in("server/storage/check.py", {"_checks"})  # the same
+        function.can_block_in("server/storage/postgres.py", {"connect"})  # asyncpg reads TLS files
     yield
     guard.deactivate()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL for all tests that need one."""
+    with postgres_server() as server:
+        yield server

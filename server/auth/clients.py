@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from sqlalchemy import select
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from pkix.names import serial_hex
 from pkix.subject import CertificateNames
@@ -16,6 +15,7 @@ from server.clock import Clock
 from server.errors import NotAuthenticated, NotPermitted
 from server.storage.database import AnyRow, Database
 from server.storage.schema import certificates, clients
+from server.storage.upserts import insert_for
 
 _REMEMBER = dt.timedelta(seconds=1)
 _REMEMBERED_MAX = 1024
@@ -123,6 +123,11 @@ class ClientRegistry:
             row = (await connection.execute(query)).one_or_none()
         return None if row is None or row.disabled else _client(row)
 
+    @property
+    def shared(self) -> bool:
+        """Whether other authorities know the same clients."""
+        return self._database.shared
+
     async def knows(self, name: str) -> bool:
         """Say whether there is a client of this name."""
         query = select(clients.c.name).where(clients.c.name == name)
@@ -141,8 +146,8 @@ class ClientRegistry:
             "spki_sha256": spki_sha256,
         }
         pinned = {"spki_sha256": spki_sha256}
-        statement = sqlite_insert(clients).values(name=client.name, disabled=False, **values)
         async with self._database.write() as connection:
+            statement = insert_for(connection, clients).values(name=client.name, disabled=False, **values)
             await connection.execute(statement.on_conflict_do_update(index_elements=["name"], set_=pinned))
 
 

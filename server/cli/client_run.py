@@ -3,6 +3,7 @@
 Each function returns the exit code: 1 when the operator asked for something that cannot be done.
 """
 
+import asyncio
 import getpass
 import hashlib
 import sys
@@ -25,6 +26,7 @@ from server.errors import ConfigError, InvalidRequest, RequestRefused
 from server.home import Home
 from server.issuance.profile_files import profile_names, read_profile_files
 from server.storage.database import Database
+from server.storage.place import is_initialised, place_of
 from server.usage.report import UsageReports
 
 EXIT_REFUSED = 1
@@ -84,11 +86,12 @@ def _run(work: Callable[[ClientDirectory, Database], Awaitable[None]]) -> int:
 
     async def main() -> None:
         nonlocal refused
-        home = Home(read_config().home)
-        if not home.database.exists():
-            raise ConfigError(f"{home.root} was never initialised: run `certmill init` first")
-        names = profile_names(read_profile_files(home.profiles))
-        async with Database(home.database) as database:
+        config = read_config()
+        place = await asyncio.to_thread(place_of, config)
+        if not is_initialised(place):
+            raise ConfigError(f"{config.home} was never initialised: run `certmill init` first")
+        names = profile_names(read_profile_files(Home(config.home).profiles))
+        async with Database(place) as database:
             directory = ClientDirectory(
                 database, utc_now, operator=f"operator:{getpass.getuser()}", profiles=names
             )

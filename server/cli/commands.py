@@ -8,6 +8,7 @@ import typer
 from server import __version__
 from server.cli.batch import app as batch_app
 from server.cli.client import app as client_app
+from server.cli.db import app as db_app
 from server.cli.profile import app as profile_app
 from server.cli.request import request
 from server.cli.token import app as token_app
@@ -26,6 +27,7 @@ app = typer.Typer(
 app.command("request")(request)
 app.add_typer(batch_app, name="batch")
 app.add_typer(client_app, name="client")
+app.add_typer(db_app, name="db")
 app.add_typer(profile_app, name="profile")
 app.add_typer(token_app, name="token")
 

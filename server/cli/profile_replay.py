@@ -25,6 +25,7 @@ from server.issuance.replay import Difference, Replay
 from server.keys.described import describe_issuer
 from server.keys.hierarchy import ISSUING
 from server.storage.database import Database
+from server.storage.place import place_of
 from server.storage.schema import issuers
 
 
@@ -48,7 +49,7 @@ def replay(file: Path, *, since: dt.datetime | None, limit: int | None, as_json:
 async def _replay(
     config: Config, profile: Profile, since: int, limit: int | None, *, as_json: bool
 ) -> Counter[str]:
-    async with Database(Home(config.home).database) as database:
+    async with Database(place_of(config)) as database:
         registry = ProfileRegistry(database, utc_now)
         await registry.refresh()
         plan = Replay(

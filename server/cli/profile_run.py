@@ -24,6 +24,7 @@ from server.issuance.profile_files import ProfileFile, built_in_files, read_prof
 from server.issuance.profiles import ProfileRegistry
 from server.issuance.samples import sample_certificate, sample_findings
 from server.storage.database import AnyRow, Database
+from server.storage.place import is_initialised, place_of
 
 EXIT_DIFFERENT = 1
 _DEEP = 2  # dots in subject.O.presence
@@ -34,7 +35,7 @@ def list_profiles(*, as_json: bool) -> int:
 
     def work(home: Home) -> None:
         files = read_profile_files(home.profiles)
-        recorded = {f"{row.name}@{row.version}": row.activated_at for row in _recorded(home)}
+        recorded = {f"{row.name}@{row.version}": row.activated_at for row in _recorded()}
         rows = [_summary(file, recorded.get(file.profile.identity)) for file in files]
         if as_json:
             _print_json({"profiles": rows})
@@ -132,12 +133,14 @@ def _pkilint(profile: Profile) -> list[str]:
     return list(findings)
 
 
-def _recorded(home: Home) -> list[AnyRow]:
+def _recorded() -> list[AnyRow]:
+    place = place_of(read_config())
+
     async def read() -> list[AnyRow]:
-        async with Database(home.database) as database:
+        async with Database(place) as database:
             return await ProfileRegistry(database, utc_now).recorded()
 
-    return uvloop.run(read()) if home.database.exists() else []
+    return uvloop.run(read()) if is_initialised(place) else []
 
 
 def _find(home: Home, which: str) -> ProfileFile:
@@ -148,7 +151,7 @@ def _find(home: Home, which: str) -> ProfileFile:
     found = next((file for file in files if which in {file.profile.name, file.profile.identity}), None)
     if found is not None:
         return found
-    rows = _recorded(home)
+    rows = _recorded()
     row = next((row for row in rows if which == f"{row.name}@{row.version}"), None)
     if row is None:
         names = ", ".join(sorted({file.profile.name for file in files}))

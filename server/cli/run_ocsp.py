@@ -36,7 +36,7 @@ def ocsp(*, number: int, supervised: bool) -> int:
                 WorkerConfig(
                     host=address.host,
                     port=address.port,
-                    store_path=home.response_store,
+                    store_path=config.response_store,
                     public_dir=home.public,
                     authority_socket=home.authority_socket,
                     metrics_socket=home.worker_metrics_socket(number),

@@ -34,6 +34,7 @@ from server.keys.certified import expected_keys
 from server.keys.hierarchy import ISSUING, OCSP, ROOT
 from server.keys.pin import ask_on_terminal
 from server.logs import make_logger
+from server.storage.place import is_initialised, place_of
 from server.supervisor import EXIT_CONFIG
 from signer_pool.errors import SignerPoolError
 
@@ -61,7 +62,7 @@ def check(*, as_json: bool) -> int:
 
     def work() -> int:
         config, sources = _sources()
-        certified = expected_keys(Home(config.home), issuer=ISSUING, responder=OCSP)
+        certified = expected_keys(Home(config.home), place_of(config), issuer=ISSUING, responder=OCSP)
         inspections = _inspect(config, sources, _KEYS)
         checks = judge(inspections, _wanted(config), certified)
         report = CheckReport(ok=all(one.ok for one in checks), initialised=bool(certified), checks=checks)
@@ -98,7 +99,7 @@ def _sources() -> tuple[Config, list[TokenSource]]:
     config = load_config(environment())
     home = Home(config.home)
     sources = token_sources(config, environment(), ask_on_terminal, _logger(config))
-    if not home.database.exists():
+    if not is_initialised(place_of(config)):
         typer.echo(f"certmill: {not_initialised(home)}, before it serves with these tokens", err=True)
     return config, sources
 

@@ -20,6 +20,7 @@ from server.keys.certified import certified_keys
 from server.keys.pin import read_pin
 from server.keys.token import SOFTHSM_MODULES, module_fault, prepare_token, require_own_pin, setting_of
 from server.settings.signer import TokenSection
+from server.storage.place import place_of
 from signer_pool.ckr import TOKEN_NOT_PRESENT
 from signer_pool.errors import LaneStartError, PinRejected
 from signer_pool.lane_config import LaneConfig, Pkcs11LaneConfig
@@ -149,7 +150,8 @@ def _own_token(config: Config, home: Home, logger: FilteringBoundLogger) -> Toke
     pin = home.secrets / "pin"
     try:
         if not refused and not (pin.exists() and made.exists()):
-            if (home.ca / "root.pem").exists() or certified_keys(home):  # `holds_ca` may leave a -wal behind
+            # (`holds_ca` may leave a -wal behind.)
+            if (home.ca / "root.pem").exists() or certified_keys(home, place_of(config)):
                 require_own_pin(home)
             raise ConfigError(not_initialised(home))
         if module is None:

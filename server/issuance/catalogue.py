@@ -85,7 +85,8 @@ def _conditions(wanted: CertificateFilter, now: int) -> list[ColumnElement[bool]
         # dns_names is a JSON array of names that cannot hold quotes: a quoted name matches a whole element.
         conditions.append(cast(c.dns_names, Text).contains(f'"{wanted.dns_name}"', autoescape=True))
     if wanted.subject is not None:
-        conditions.append(c.subject.contains(wanted.subject, autoescape=True))
+        # SQLite's LIKE ignores case, PostgreSQL's does not.
+        conditions.append(c.subject.icontains(wanted.subject, autoescape=True))
     if wanted.expires_before is not None:
         conditions.append(c.not_after < wanted.expires_before)
     if wanted.expires_after is not None:

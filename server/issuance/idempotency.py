@@ -9,11 +9,14 @@ from typing import Self
 
 from pkix.names import SerialNumber
 from server.clock import Clock, epoch, from_epoch
-from server.errors import IdempotencyConflict
+from server.errors import IdempotencyConflict, KeyInUse, Overloaded
 from server.issuance.order import IssuedCertificate, Order
 from server.issuance.records import IssuanceRecords
 from server.metrics import AuthorityMetrics
 from server.storage.schema import State
+
+PATIENCE_S, POLL_S, RETRY_AFTER_S = 10.0, 0.05, 5
+"""How long a call waits for another authority that has its key; how often it looks; what its caller is told."""
 
 Issue = Callable[[Order], Awaitable[IssuedCertificate]]
 Slot = tuple[str, str]
@@ -66,7 +69,7 @@ class IdempotencyKeys:
         self, slot: Slot, order: Order, issue: Issue, future: asyncio.Future[IssuedCertificate]
     ) -> None:
         try:
-            future.set_result(await self._from_database(order, slot[1]) or await issue(order))
+            future.set_result(await self._first_or_found(order, slot[1], issue))
         except Exception as error:
             future.set_exception(error)
             future.exception()  # retrieved: every caller may have gone
@@ -74,15 +77,38 @@ class IdempotencyKeys:
             future.cancel()  # no effect once it has a result; else the callers learn that we stop
             del self._in_flight[slot]
 
+    async def _first_or_found(self, order: Order, key: str, issue: Issue) -> IssuedCertificate:
+        """Issue, unless the key has a certificate; while another authority works on it, wait for that one."""
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                while True:
+                    try:
+                        found = await self._from_database(order, key)
+                        if found is not None:
+                            return found
+                        break
+                    except KeyInUse:
+                        await asyncio.sleep(POLL_S)
+        except TimeoutError:
+            raise Overloaded(
+                "another authority is still working on this Idempotency-Key", retry_after_s=RETRY_AFTER_S
+            ) from None
+        try:
+            return await issue(order)
+        except KeyInUse:  # it was first by a moment
+            return await self._first_or_found(order, key, issue)
+
     async def _from_database(self, order: Order, key: str) -> IssuedCertificate | None:
         row = await self._records.find_key(order.client.name, key)
         if row is None:
             return None
         _require_same(order, row.request_sha256)
         if row.state != State.ISSUED:
-            # An intent of ours that failed and could not be closed then. It is not in flight: close it now.
-            await self._records.abandon_serial(row.serial, epoch(self._clock()))
-            return None
+            # An intent of ours that failed and could not be closed then: it is not in flight, close it now.
+            # Or one of another authority, which may be at work on it: wait.
+            if await self._records.abandon_serial(row.serial, epoch(self._clock())):
+                return None
+            raise KeyInUse
         self._metrics.idempotent_replays.inc()
         return IssuedCertificate(
             serial=SerialNumber(int(row.serial, 16)),

@@ -3,20 +3,25 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import bindparam, delete, insert, select, update
+from sqlalchemy import ColumnElement, delete, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from pkix.names import CertificateDer, serial_hex
 from server.audit.log import AuditEntry, append
 from server.clock import epoch
-from server.errors import StorageError
+from server.errors import KeyInUse, StorageError
 from server.issuance.admission import Check, refusals
 from server.issuance.key_checks import refused_keys
 from server.issuance.order import PreparedOrder
 from server.issuance.quota import charge, refund
 from server.status import schedule
+from server.storage.claims import database_time
 from server.storage.database import AnyRow, Database
 from server.storage.schema import RowState, State, certificates, idempotency_keys, job_rows
+from server.storage.upserts import insert_for, update_each
+
+LONGEST_BATCH_S = 15 * 60
+"""Longer than any batch is under way: its signatures have a deadline of 300 s at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,47 +34,73 @@ class Finished:
 
 
 class IssuanceRecords:
-    """Reads and writes the rows of one issuer's certificates. `checks` refuse single orders; so does the quota."""
+    """Reads and writes the rows of one issuer's certificates. `checks` refuse single orders; so does the quota.
 
-    def __init__(self, database: Database, issuer_label: str, checks: Sequence[Check]) -> None:
+    `authority`: who we are, see the table `authorities`.
+    """
+
+    def __init__(
+        self, database: Database, issuer_label: str, checks: Sequence[Check] = (), authority: str = ""
+    ) -> None:
         self._database = database
         self._issuer = issuer_label
+        self._authority = authority or None
         self._checks = (refused_keys, *checks, charge)
 
     async def record_intents(self, batch: Sequence[PreparedOrder], now: int) -> Mapping[int, Exception]:
         """Step 4: serials, TBS digests, profile versions, clients, audit entries: all durable, or nothing.
 
-        Returns the orders that were refused, by their place in the batch: of those nothing is recorded. Raises
-        `StorageError`, also if a serial or an idempotency key exists already.
+        Returns the orders that were refused, by their place in the batch: of those nothing is recorded. `KeyInUse`
+        is for one whose idempotency key another call has, perhaps of another authority. Raises `StorageError`,
+        also if a serial exists already.
         """
         async with self._database.write() as connection:
             refused = await refusals(connection, self._checks, batch, now)
-            admitted = [p for index, p in enumerate(batch) if index not in refused]
-            if admitted:
-                await self._insert_intents(connection, admitted, now)
+            admitted = {index: p for index, p in enumerate(batch) if index not in refused}
+            late = await self._take_keys(connection, admitted, now)
+            if late:  # they were counted by `charge`, which stands last among the checks
+                await refund(connection, [(batch[index].order.client.name, now) for index in late])
+                refused.update({index: KeyInUse() for index in late})
+            first = [p for index, p in admitted.items() if index not in refused]
+            if first:
+                await self._insert_intents(connection, first, now)
         return refused
+
+    async def _take_keys(
+        self, connection: AsyncConnection, batch: Mapping[int, PreparedOrder], now: int
+    ) -> list[int]:
+        """Insert the idempotency keys; the primary key decides who is first. Returns the places of the others."""
+        slots = {(p.order.client.name, p.order.idempotency_key or ""): p for p in batch.values()}
+        # In one order everywhere: two authorities never wait for each other in a circle.
+        rows = [self._key_row(slots[slot], now) for slot in sorted(slots) if slot[1]]
+        if not rows:
+            return []
+        k = idempotency_keys.c
+        statement = insert_for(connection, idempotency_keys).on_conflict_do_nothing().returning(k.client, k.key)
+        taken = {(row.client, row.key) for row in await connection.execute(statement, rows)}
+        ours = {id(slots[slot]) for slot in taken}
+        return [i for i, p in batch.items() if p.order.idempotency_key is not None and id(p) not in ours]
 
     async def _insert_intents(self, connection: AsyncConnection, batch: Sequence[PreparedOrder], now: int) -> None:
         await connection.execute(insert(certificates), [self._intent_row(p, now) for p in batch])
-        keys = [self._key_row(p, now) for p in batch if p.order.idempotency_key is not None]
-        if keys:
-            await connection.execute(insert(idempotency_keys), keys)
         await append(connection, now, [_audit(p, "certificate.intent") for p in batch])
 
     async def record_issued(self, batch: Sequence[Finished], now: int) -> None:
         """Step 7: certificates, OCSP due dates and audit entries: all durable, or nothing."""
-        c = certificates.c
-        statement = (
-            update(certificates)
-            .where(c.issuer == self._issuer, c.serial == bindparam("the_serial"), c.state == State.INTENT)
-            .values(state=State.ISSUED, der=bindparam("the_der"))
-        )
         rows = [
-            {"the_serial": serial_hex(f.prepared.certificate.serial), "the_der": f.certificate_der} for f in batch
+            {"issuer": self._issuer, "serial": serial_hex(f.prepared.certificate.serial), "der": f.certificate_der}
+            for f in batch
         ]
         async with self._database.write() as connection:
-            result = await connection.execute(statement, rows)
-            if result.rowcount != len(rows):
+            changed = await update_each(
+                connection,
+                certificates,
+                rows,
+                match=("issuer", "serial"),
+                where=certificates.c.state == State.INTENT,
+                values={"state": State.ISSUED},
+            )
+            if changed != len(rows):
                 raise StorageError("an intent of this batch is gone: nothing of it is released")
             await _finish_rows(connection, batch)
             await schedule.record(connection, [f.ocsp_row for f in batch])
@@ -82,29 +113,46 @@ class IssuanceRecords:
             await _abandon(connection, self._issuer, serials, now)
 
     async def abandon_left_over(self, now: int) -> int:
-        """Close every open intent: at start, before the first call, nobody else can be working on one."""
+        """Close what a crash left open, at start, before the first call: every intent of ours.
+
+        And of others, on a shared database, what is older than any batch that still runs. (If one did run for so
+        long, its step 7 would find no intent, and release nothing.) `now` is not asked there, but the database.
+        """
         c = certificates.c
-        query = select(c.serial).where(c.issuer == self._issuer, c.state == State.INTENT)
         async with self._database.write() as connection:
-            serials = list((await connection.execute(query)).scalars())
+            query = select(c.serial).where(c.issuer == self._issuer, c.state == State.INTENT)
+            if self._database.shared:
+                query = query.where(self._closable(await database_time(connection, now)))
+            serials = list((await connection.execute(query.order_by(c.serial).with_for_update())).scalars())
             await _abandon(connection, self._issuer, serials, now)
         return len(serials)
+
+    def _closable(self, now: int) -> ColumnElement[bool]:
+        c = certificates.c
+        return or_(c.authority == self._authority, c.created_at < now - LONGEST_BATCH_S)
 
     async def find_key(self, client: str, key: str) -> AnyRow | None:
         """Return what an idempotency key was used for: request digest, serial, state and certificate."""
         c, k = certificates.c, idempotency_keys.c
         query = (
-            select(k.request_sha256, c.serial, c.state, c.der, c.profile, c.not_before, c.not_after)
+            select(k.request_sha256, c.serial, c.state, c.der, c.profile, c.not_before, c.not_after, c.authority)
             .join(certificates, (c.issuer == k.issuer) & (c.serial == k.serial))
             .where(k.client == client, k.key == key)
         )
         async with self._database.read() as connection:
             return (await connection.execute(query)).one_or_none()
 
-    async def abandon_serial(self, serial: str, now: int) -> None:
-        """Close one open intent."""
+    async def abandon_serial(self, serial: str, now: int) -> bool:
+        """Close one open intent, unless another authority may still be at work on it; say whether it is closed."""
+        c = certificates.c
         async with self._database.write() as connection:
+            query = select(c.id).where(c.issuer == self._issuer, c.serial == serial, c.state == State.INTENT)
+            if self._database.shared:
+                query = query.where(self._closable(await database_time(connection, now)))
+            if (await connection.execute(query.with_for_update())).first() is None:
+                return False
             await _abandon(connection, self._issuer, [serial], now)
+        return True
 
     def _intent_row(self, prepared: PreparedOrder, now: int) -> dict[str, object]:
         certificate, order = prepared.certificate, prepared.order
@@ -125,6 +173,7 @@ class IssuanceRecords:
             "csr": prepared.csr_der,
             "asked": None if order.asked is None else order.asked.as_json,
             "renews": order.renews,
+            "authority": self._authority,
         }
 
     def _key_row(self, prepared: PreparedOrder, now: int) -> dict[str, object]:
@@ -141,24 +190,22 @@ class IssuanceRecords:
 
 async def _finish_rows(connection: AsyncConnection, batch: Sequence[Finished]) -> None:
     """Give rows of batches their certificates, each once: a row that is not pending any more refuses all."""
-    r = job_rows.c
     rows = [
         {
-            "the_job": f.prepared.order.row.job,
-            "the_number": f.prepared.order.row.number,
-            "the_serial": serial_hex(f.prepared.certificate.serial),
+            "job": f.prepared.order.row.job,
+            "number": f.prepared.order.row.number,
+            "serial": serial_hex(f.prepared.certificate.serial),
         }
         for f in batch
         if f.prepared.order.row is not None
     ]
     if not rows:
         return
-    statement = (
-        update(job_rows)
-        .where(r.job == bindparam("the_job"), r.number == bindparam("the_number"), r.state == RowState.PENDING)
-        .values(state=RowState.ISSUED, serial=bindparam("the_serial"))
-    )
-    if (await connection.execute(statement, rows)).rowcount != len(rows):
+    pending = job_rows.c.state == RowState.PENDING
+    values = {"state": RowState.ISSUED}
+    if await update_each(connection, job_rows, rows, match=("job", "number"), where=pending, values=values) != len(
+        rows
+    ):
         raise StorageError("a row of this batch is finished already: nothing of it is released")
 
 

@@ -71,7 +71,7 @@ class IssuanceService:
         self._clock = ground.clock
         self._metrics = ground.metrics
         self._logger = ground.logger
-        self._records = IssuanceRecords(ground.database, issuer_label, checks)
+        self._records = IssuanceRecords(ground.database, issuer_label, checks, ground.authority)
         self._keys = IdempotencyKeys(self._records, ground.metrics, ground.clock)
         make = partial(
             Batcher[PreparedOrder, IssuedCertificate],

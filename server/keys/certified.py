@@ -1,6 +1,7 @@
 """Which keys the certificates in the database were made for. All of it is known before any token is opened.
 
-Blocking. Only `replace_responder` and `responder_certified` write, and only a file of the home.
+`place`: where the database is, None for SQLite in the home. Blocking. Only `replace_responder` and
+`responder_certified` write, and only a file of the home.
 """
 
 import hashlib
@@ -11,48 +12,50 @@ from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from sqlalchemy import Select, select
+from sqlalchemy import Connection, Select, inspect, select
 from sqlalchemy.dialects import sqlite
 
 from server.auth.clients import CERTMILL
 from server.errors import StorageError
 from server.home import Home, write_file
 from server.issuance.profile_files import OCSP_RESPONDER
+from server.storage.blocking import blocking
+from server.storage.place import Place, PostgresPlace, SqlitePlace
 from server.storage.schema import State, certificates, issuers
 
 
-def certified_keys(home: Home) -> dict[str, bytes]:
+def certified_keys(home: Home, place: Place | None = None) -> dict[str, bytes]:
     """Return the SubjectPublicKeyInfo (DER) in each CA certificate of the database, by the key's name.
 
     Empty before `certmill init`. Raises `StorageError`.
     """
     try:
-        rows = _rows(home, select(issuers.c.key_label, issuers.c.certificate_der))
+        rows = _rows(home, place, select(issuers.c.key_label, issuers.c.certificate_der))
         return {name: _spki_der(der) for name, der in rows}
     except ValueError as error:
-        raise StorageError(f"database {home.database}: {error}") from None
+        raise StorageError(f"{place or SqlitePlace(home.database)}: {error}") from None
 
 
-def expected_keys(home: Home, *, issuer: str, responder: str) -> dict[str, bytes]:
+def expected_keys(home: Home, place: Place | None = None, *, issuer: str, responder: str) -> dict[str, bytes]:
     """Return the SHA-256 of the SubjectPublicKeyInfo that must stand behind each key's name.
 
     Besides the CAs' keys that of the OCSP responder under the CA `issuer`, by the name `responder`, unless it is
     being replaced. Raises `StorageError`.
     """
-    expected = {name: hashlib.sha256(spki_der).digest() for name, spki_der in certified_keys(home).items()}
-    sha256 = _responder_sha256(home, issuer)
+    expected = {name: hashlib.sha256(spki_der).digest() for name, spki_der in certified_keys(home, place).items()}
+    sha256 = _responder_sha256(home, place, issuer)
     if sha256 is not None and sha256 != _replaced(home):
         expected[responder] = sha256
     return expected
 
 
-def replace_responder(home: Home, *, issuer: str) -> None:
+def replace_responder(home: Home, place: Place | None = None, *, issuer: str) -> None:
     """Note, durably, that the responder's present key is lost: until another has a certificate, none is expected.
 
     A crash in between leaves a key without certificate, which must not be taken for a wrong one.
     Raises `StorageError`.
     """
-    sha256 = _responder_sha256(home, issuer)
+    sha256 = _responder_sha256(home, place, issuer)
     if sha256 is None:
         return
     try:
@@ -75,7 +78,7 @@ def _replaced(home: Home) -> bytes | None:
         raise StorageError(f"{home.replaced_responder} cannot be read: {error.strerror}") from None
 
 
-def _responder_sha256(home: Home, issuer: str) -> bytes | None:
+def _responder_sha256(home: Home, place: Place | None, issuer: str) -> bytes | None:
     c = certificates.c
     query = (
         select(c.spki_sha256)
@@ -89,11 +92,13 @@ def _responder_sha256(home: Home, issuer: str) -> bytes | None:
         .order_by(c.id.desc())
         .limit(1)
     )
-    return next((sha256 for (sha256,) in _rows(home, query)), None)
+    return next((sha256 for (sha256,) in _rows(home, place, query)), None)
 
 
-def _rows(home: Home, query: Select[Any]) -> Sequence[tuple[Any, ...]]:
+def _rows(home: Home, place: Place | None, query: Select[Any]) -> Sequence[tuple[Any, ...]]:
     """Return what the query finds; nothing if database or tables are not there yet. Raises `StorageError`."""
+    if isinstance(place, PostgresPlace):
+        return blocking(place, lambda connection: _found(connection, query))
     if not home.database.exists():
         return []
     # A WAL database cannot be read without its -shm, which a reader would make. Without a -wal nobody has it open,
@@ -109,6 +114,12 @@ def _rows(home: Home, query: Select[Any]) -> Sequence[tuple[Any, ...]]:
             return connection.execute(str(text)).fetchall()
     except sqlite3.Error as error:
         raise StorageError(f"database {home.database}: {error}") from None
+
+
+def _found(connection: Connection, query: Select[Any]) -> Sequence[tuple[Any, ...]]:
+    if not inspect(connection).has_table(issuers.name):
+        return []
+    return [tuple(row) for row in connection.execute(query)]
 
 
 def _spki_der(certificate_der: bytes) -> bytes:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import NameOID
-from sqlalchemy import insert, select, update
+from sqlalchemy import Select, insert, select, update
 
 from pkix.algorithms import KeyAlgorithm, SigningPublicKey, signature_algorithm
 from pkix.attributes import normalised
@@ -26,16 +26,16 @@ from pkix.profile import Profile
 from pkix.subject import CertificateNames
 from pkix.unsigned import assemble
 from server.audit.log import AuditEntry, append
-from server.clock import Clock, epoch
+from server.clock import epoch
 from server.config import Config
 from server.errors import ConfigError
+from server.ground import Ground
 from server.home import Home
 from server.issuance.profile_files import OCSP_RESPONDER, SUBORDINATE_CA
 from server.issuance.profiles import ProfileRegistry
 from server.issuance.serial import new_serial
 from server.keys.certified import replace_responder
 from server.keys.described import describe_issuer
-from server.storage.database import Database
 from server.storage.schema import State, certificates, issuers
 from signer_pool.pool import Priority, SignerPool
 
@@ -58,14 +58,13 @@ class Hierarchy:
 class HierarchyBuilder:
     """Makes what is missing of the hierarchy, with keys in the token."""
 
-    def __init__(
-        self, *, config: Config, pool: SignerPool, database: Database, profiles: ProfileRegistry, clock: Clock
-    ) -> None:
+    def __init__(self, *, config: Config, pool: SignerPool, profiles: ProfileRegistry, ground: Ground) -> None:
         self._config = config
         self._pool = pool
-        self._database = database
+        self._database = ground.database
         self._profiles = profiles
-        self._clock = clock
+        self._clock = ground.clock
+        self._authority = ground.authority or None
 
     async def ensure(self) -> Hierarchy:
         """Return the hierarchy; raises `SignerPoolError`, `StorageError`, or `ConfigError` for a wrong token."""
@@ -93,21 +92,26 @@ class HierarchyBuilder:
             .order_by(c.not_after.desc())
             .limit(1)
         )
-        async with self._database.read() as connection:
-            der = (await connection.execute(query)).scalar_one_or_none()
+        der = await self._scalar(query)
         if der is None:
-            subject = self._subject("OCSP responder")
-            der = await self._issue_below(
-                issuing, ISSUING, profile, subject=subject, key=key, lifetime=profile.validity
-            )
+            async with self._database.alone("responder"):  # of several authorities one issues it
+                der = await self._scalar(query)
+                if der is None:
+                    subject = self._subject("OCSP responder")
+                    der = await self._issue_below(
+                        issuing, ISSUING, profile, subject=subject, key=key, lifetime=profile.validity
+                    )
         return x509.load_der_x509_certificate(der)
+
+    async def _scalar(self, query: Select[bytes]) -> bytes | None:
+        async with self._database.read() as connection:
+            der: bytes | None = (await connection.execute(query)).scalar_one_or_none()
+        return der
 
     async def _ensure_ca(
         self, label: str, algorithm: KeyAlgorithm, lifetime: dt.timedelta, *, issuer: Issuer | None
     ) -> Issuer:
-        async with self._database.read() as connection:
-            query = select(issuers.c.certificate_der).where(issuers.c.label == label)
-            der = (await connection.execute(query)).scalar_one_or_none()
+        der = await self._scalar(select(issuers.c.certificate_der).where(issuers.c.label == label))
         if der is None:
             key = await self._ensure_key(label, algorithm)
             der = await self._issue_ca(label, key, lifetime, issuer=issuer)
@@ -123,7 +127,7 @@ class HierarchyBuilder:
             await self._pool.all_tokens_seen(deadline_s=_TOKENS_DEADLINE_S)
         if OCSP not in self._pool.labels():
             home = Home(self._config.home)
-            await asyncio.to_thread(replace_responder, home, issuer=ISSUING)
+            await asyncio.to_thread(replace_responder, home, self._database.place, issuer=ISSUING)
             await self._pool.generate_key(OCSP, algorithm)
 
     async def _ensure_key(self, label: str, algorithm: KeyAlgorithm) -> SigningPublicKey:
@@ -233,7 +237,9 @@ class HierarchyBuilder:
         """Intent, signature, issued; `issuer_label` names the CA that the certificate makes."""
         now = epoch(self._clock())
         async with self._database.write() as connection:
-            await connection.execute(insert(certificates), [{**facts, "created_at": now}])
+            await connection.execute(
+                insert(certificates), [{**facts, "created_at": now, "authority": self._authority}]
+            )
             await append(connection, now, [_audit(facts, "certificate.intent")])
         signature = await self._pool.sign(key_label, tbs, Priority.INTERACTIVE)
         der = assemble(tbs, signature_algorithm(signer), signature)

@@ -73,13 +73,15 @@ class OwnCertificates:
     async def ensure_demo(self, registry: ClientRegistry) -> None:
         """Make the demo client, once: files in `clients/demo`, pinned to a client that may ask for anything.
 
-        A demo client that operators removed or narrowed stays as they left it.
+        A demo client that operators removed or narrowed stays as they left it. On a shared database it is that of
+        the home which made it: others have none.
         """
         directory = self._home.clients / "demo"
         await self._on_disk(_make_directory, directory)
         marker = directory / "enrolled"
         enrolled = await self._on_disk(Path.exists, marker)
-        if enrolled and not await registry.knows(DEMO.name):
+        known = await registry.knows(DEMO.name)
+        if enrolled != known and (enrolled or registry.shared):
             return
         profile = self._profiles.own(TLS_CLIENT)
         await self._ensure(directory / "cert.pem", directory / "key.pem", profile, _name("demo"), ())

@@ -12,8 +12,10 @@ from structlog.typing import FilteringBoundLogger
 from server.config import Config, environment, settings_file
 from server.errors import ConfigError, StorageError
 from server.home import Home, write_file
+from server.keys.certified import certified_keys
 from server.keys.pin import PROMPT, PinError, read_pin
 from server.settings.signer import TokenSection
+from server.storage.place import Place, PostgresPlace, place_of
 from signer_pool.errors import LaneStartError
 from signer_pool.lane_config import LaneConfig, Pkcs11LaneConfig, SoftwareLaneConfig
 from signer_pool.token_init import initialise_token, token_exists
@@ -120,7 +122,7 @@ def _named_token(config: Config, number: int, token: TokenSection, pin: str) -> 
 
 def _own_token(config: Config, home: Home, logger: FilteringBoundLogger) -> LaneConfig:
     module = _own_module(config.signer.kind)
-    has_ca = holds_ca(home)
+    has_ca = holds_ca(home, place_of(config))
     if has_ca:  # nothing is made below in the place of what is missing
         require_own_pin(home)
     pin = _secret(home.secrets / "pin")
@@ -143,13 +145,16 @@ def _own_token(config: Config, home: Home, logger: FilteringBoundLogger) -> Lane
     return Pkcs11LaneConfig(module_path=str(module), token_label=_OWN_LABEL, pin=pin, env=env, keys=keys)
 
 
-def holds_ca(home: Home) -> bool:
+def holds_ca(home: Home, place: Place | None = None) -> bool:
     """Say whether a CA was made in this home. Looks and changes nothing; raises `StorageError`. Blocking.
 
-    The certificate's file counts too: with database and token gone, there was a CA all the same.
+    `place`: where the database is, None for SQLite in the home. The certificate's file counts too: with database
+    and token gone, there was a CA all the same.
     """
     if (home.ca / "root.pem").exists():
         return True
+    if isinstance(place, PostgresPlace):
+        return bool(certified_keys(home, place))
     if not home.database.exists():
         return False
     try:

@@ -1,15 +1,20 @@
 """Full CRLs: numbered in the database, signed in the pool, read back, then published as a file.
 
-The number is durable before the key is asked, so no two CRLs ever share one, whatever crashes.
+The number is durable before the key is asked, so no two CRLs ever share one, whatever crashes. Where authorities
+share a database, number and view are taken under a lock on the issuer's row, so a higher number never has an older
+view; the leader publishes what is due, whoever revokes publishes for that, and all serve the latest.
 """
 
 import asyncio
 import contextlib
 import datetime as dt
+from collections.abc import Callable
 from concurrent.futures import Executor
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from sqlalchemy import func, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from pkix.crl import RevocationReason, RevokedEntry, check_crl, prepare_crl
 from pkix.errors import PkixError
@@ -20,11 +25,13 @@ from server.audit.log import AuditEntry, append
 from server.clock import epoch, from_epoch
 from server.errors import ServerError
 from server.ground import Ground
-from server.home import write_file
-from server.storage.schema import State, certificates, crls
+from server.revocation.crl_file import publish_file, published_number
+from server.storage.schema import State, certificates, crls, issuers
 from signer_pool.errors import SignerPoolError
 from signer_pool.pool import Priority, SignerPool
 
+P = ParamSpec("P")
+R = TypeVar("R")
 LOOK_S = 10.0
 RETRY_S = 5.0
 KEPT = 10
@@ -62,6 +69,7 @@ class CrlPublisher:
         self._clock = ground.clock
         self._metrics = ground.metrics
         self._logger = ground.logger
+        self._leadership = ground.leadership
         self._requested = asyncio.Event()
 
     def request(self) -> None:
@@ -108,29 +116,44 @@ class CrlPublisher:
     async def _wait(self) -> None:
         """Wait until a CRL is asked for or due; the clock is looked at again and again, for it may jump."""
         due_at = await self.due_at()
-        while not self._requested.is_set() and self._clock() < due_at:
+        while not self._requested.is_set() and (self._clock() < due_at or not self._leadership.leads):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_S):
                     await self._requested.wait()
+            if self._database.shared:
+                due_at = await self.due_at()
         if self._requested.is_set():
             await asyncio.sleep(self._debounce_s)
 
     async def due_at(self) -> dt.datetime:
         """Return when the next CRL is due: the interval after the last one, now if file or CRL is missing."""
         latest = await self._latest()
-        there = await asyncio.get_running_loop().run_in_executor(self._files, self._path.exists)
-        if latest is None or not there:
-            return self._clock()
+        published = await self._on_disk(published_number, self._path)
+        if latest is not None and published < latest[0] and self._database.shared:
+            published = await self._follow(latest[0])
+        if latest is None or not published or published > latest[0]:
+            return self._clock()  # published > latest: the database is a restored one
         number, this_update, next_update, entries = latest
         self._measure(number, next_update, entries)
         return from_epoch(this_update) + self._interval
+
+    async def _follow(self, number: int) -> int:
+        """Serve the CRL that another authority published; returns the number that is served then."""
+        query = select(crls.c.der).where(crls.c.issuer == self._label, crls.c.number == number)
+        async with self._database.read() as connection:
+            der = (await connection.execute(query)).scalar_one_or_none()
+        if der is not None:
+            await self._on_disk(publish_file, self._path, number, der)
+        return await self._on_disk(published_number, self._path)
+
+    async def _on_disk(self, work: Callable[P, R], *arguments: P.args, **_: P.kwargs) -> R:
+        return await asyncio.get_running_loop().run_in_executor(self._files, work, *arguments)
 
     async def publish(self) -> int:
         """Publish a CRL now; returns its number. Raises `ServerError`, `SignerPoolError` or OSError."""
         this_update = self._clock().replace(microsecond=0)
         next_update = min(this_update + self._validity, self._issuer.certificate.not_valid_after_utc)
-        number = await self._reserve(epoch(this_update), epoch(next_update))
-        entries = await self._entries()
+        number, entries = await self._reserve(epoch(this_update), epoch(next_update))
         tbs = prepare_crl(
             issuer=self._issuer,
             number=number,
@@ -144,15 +167,20 @@ class CrlPublisher:
         crl_der = assemble(tbs, self._issuer.algorithm, signature)
         check_crl(crl_der, issuer=self._issuer, number=number, entries=len(entries))
         await self._record(number, crl_der, len(entries), epoch(this_update))
-        await asyncio.get_running_loop().run_in_executor(self._files, write_file, self._path, crl_der)
+        await self._on_disk(publish_file, self._path, number, crl_der)
         self._measure(number, epoch(next_update), len(entries))
         self._logger.info("CRL published", issuer=self._label, number=number, entries=len(entries))
         return number
 
-    async def _reserve(self, this_update: int, next_update: int) -> int:
+    async def _reserve(self, this_update: int, next_update: int) -> tuple[int, list[RevokedEntry]]:
+        """Take the next number, and then what is revoked: together, where others publish too."""
+        published = await self._on_disk(published_number, self._path)  # is above ours in a restored database
         async with self._database.write() as connection:
+            await connection.execute(
+                select(issuers.c.label).where(issuers.c.label == self._label).with_for_update()
+            )
             highest = select(func.coalesce(func.max(crls.c.number), 0)).where(crls.c.issuer == self._label)
-            number = int((await connection.execute(highest)).scalar_one()) + 1
+            number = max(int((await connection.execute(highest)).scalar_one()), published) + 1
             row = {
                 "issuer": self._label,
                 "number": number,
@@ -161,11 +189,14 @@ class CrlPublisher:
                 "entries": 0,
             }
             await connection.execute(insert(crls), row)
-        return number
+            if self._database.shared:
+                return number, await self._entries(connection)
+        async with self._database.read() as connection:
+            return number, await self._entries(connection)
 
-    async def _entries(self) -> list[RevokedEntry]:
+    async def _entries(self, connection: AsyncConnection) -> list[RevokedEntry]:
         """Return what is revoked; an expired certificate stays until one CRL after its expiry (BR 4.10.1)."""
-        latest = await self._latest()
+        latest = await self._latest_in(connection)
         previous = 0 if latest is None else latest[1]
         c = certificates.c
         query = (
@@ -178,8 +209,7 @@ class CrlPublisher:
             )
             .order_by(c.revoked_at, c.id)
         )
-        async with self._database.read() as connection:
-            rows = (await connection.execute(query)).all()
+        rows = (await connection.execute(query)).all()
         return [
             RevokedEntry(
                 serial=SerialNumber(int(row.serial, 16)),
@@ -209,6 +239,10 @@ class CrlPublisher:
 
     async def _latest(self) -> tuple[int, int, int, int] | None:
         """Return (number, thisUpdate, nextUpdate, entries) of the latest finished CRL."""
+        async with self._database.read() as connection:
+            return await self._latest_in(connection)
+
+    async def _latest_in(self, connection: AsyncConnection) -> tuple[int, int, int, int] | None:
         c = crls.c
         query = (
             select(c.number, c.this_update, c.next_update, c.entries)
@@ -216,8 +250,7 @@ class CrlPublisher:
             .order_by(c.number.desc())
             .limit(1)
         )
-        async with self._database.read() as connection:
-            row = (await connection.execute(query)).one_or_none()
+        row = (await connection.execute(query)).one_or_none()
         return None if row is None else (row.number, row.this_update, row.next_update, row.entries)
 
     def _measure(self, number: int, next_update: int, entries: int) -> None:

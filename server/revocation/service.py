@@ -71,7 +71,7 @@ class RevocationService:
         now = epoch(self._clock())
         async with self._database.write() as connection:
             found = select(c.not_after, c.revoked_at, c.reason).where(*here)
-            row = (await connection.execute(found)).one_or_none()
+            row = (await connection.execute(found.with_for_update())).one_or_none()
             if row is None:
                 raise NotFound(
                     f"no certificate {text} of yours",

@@ -121,7 +121,7 @@ class Commitments:
         return Plan(name, work)
 
     async def _count_live(self, connection: AsyncConnection, now: int) -> _Live:
-        # Conditions on the issuer stand in FILTER, here and below: as a WHERE they lead SQLite to the primary
+        # The condition on the issuer stands in FILTER: as a WHERE it leads SQLite to the primary
         # key's index, which is slower than the scan by a factor of 15 (all rows have that issuer).
         o = ocsp_responses.c
         # Every live certificate has a response with a SHA-1 CertID: it was issued with one.
@@ -143,8 +143,9 @@ class Commitments:
             (by_next_update < by_this_update, by_next_update),
             else_=by_this_update,
         )
-        live = (o.issuer == self._label) & (o.not_after >= now)
-        query = select(func.count().filter(live), func.min(hard_limit).filter(live)).where(o.refresh_at <= now)
+        live = o.not_after >= now
+        overdue_ones = (o.issuer == self._label, o.refresh_at <= now)
+        query = select(func.count().filter(live), func.min(hard_limit).filter(live)).where(*overdue_ones)
         overdue, limit = (await connection.execute(query)).one()
         return Freshness(overdue, None if limit is None else float(limit) - now)
 

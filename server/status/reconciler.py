@@ -40,12 +40,15 @@ class Reconciler:
         self._clock = ground.clock
         self._metrics = ground.metrics
         self._logger = ground.logger
+        self._leadership = ground.leadership
 
     async def run(self) -> None:
         """Compare and mend until cancelled."""
         pause = INTERVAL_S
         while True:
             await asyncio.sleep(pause)
+            if not self._leadership.leads:
+                continue
             try:
                 await self.reconcile()
                 pause = INTERVAL_S

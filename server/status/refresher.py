@@ -30,14 +30,16 @@ class Refresher:
         self._clock = ground.clock
         self._metrics = ground.metrics
         self._logger = ground.logger
+        self._leadership = ground.leadership
 
     async def run(self) -> None:
         """Refresh until cancelled."""
         while True:
             try:
-                while await self.refresh_once() == BATCH:
+                while self._leadership.leads and await self.refresh_once() == BATCH:
                     pass
-                await self.drop_expired()
+                if self._leadership.leads:
+                    await self.drop_expired()
                 await self.measure()
             except FAULTS as error:
                 self._metrics.ocsp_refresh_failures.inc()

@@ -8,14 +8,14 @@ reads all rows anyway names the issuer in FILTER.
 import random
 from collections.abc import Sequence
 
-from sqlalchemy import delete, func, select, update
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+from sqlalchemy import BigInteger, delete, func, literal, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ocsp.presigner import SignedResponse
 from pkix.names import serial_hex
 from server.storage.database import AnyRow
 from server.storage.schema import certificates, ocsp_responses
+from server.storage.upserts import insert_for
 
 # Refresh at 40 to 50 % of the life: before half (BR 4.9.9), spread so that a burst does not come back as one.
 _EARLIEST, _LATEST = 0.40, 0.50
@@ -40,14 +40,18 @@ async def record(connection: AsyncConnection, rows: Sequence[dict[str, object]])
     """Insert or replace schedule rows."""
     if not rows:
         return
-    statement = sqlite_insert(ocsp_responses)
+    statement = insert_for(connection, ocsp_responses)
     changed = {
         name: statement.excluded[name] for name in ("this_update", "next_update", "refresh_at", "not_after")
     }
     await connection.execute(
         statement.on_conflict_do_update(index_elements=["issuer", "serial", "hash_name"], set_=changed),
-        list(rows),
+        sorted(rows, key=_key),  # in one order everywhere: two authorities never wait for each other in a circle
     )
+
+
+def _key(row: dict[str, object]) -> tuple[str, str]:
+    return str(row["serial"]), str(row["hash_name"])
 
 
 async def due(connection: AsyncConnection, issuer: str, now: int, limit: int) -> Sequence[AnyRow]:
@@ -105,7 +109,7 @@ async def freshness(connection: AsyncConnection, issuer: str, now: int) -> AnyRo
     query = select(
         func.count().filter(live),
         func.count().filter(live & (o.refresh_at <= now)),
-        func.coalesce(func.min(o.this_update).filter(live), now),
-        func.coalesce(func.min(o.next_update).filter(live), now),
+        func.coalesce(func.min(o.this_update).filter(live), literal(now, BigInteger)),
+        func.coalesce(func.min(o.next_update).filter(live), literal(now, BigInteger)),
     )
     return (await connection.execute(query)).one()

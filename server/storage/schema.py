@@ -242,6 +242,7 @@ authorities = Table(
     metadata,
     Column("id", String(36), primary_key=True),  # of the home, drawn once
     Column("host", String(255), nullable=False),
+    Column("store", Text, nullable=False),  # the directory of its response store, which all share
     Column("seen_at", BigInteger, nullable=False),
 )
 

@@ -1,4 +1,4 @@
-"""Lanes of both kinds, with one key of each kind in them."""
+"""Lanes of both kinds, with one key of each kind in them; databases of both kinds."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -9,8 +9,10 @@ from prometheus_client import CollectorRegistry
 from pkix.algorithms import KeyAlgorithm
 from signer_pool.lane_config import LaneConfig
 from signer_pool.pool import SignerPool
+from tests.contract.databases import database, place
 from tests.unit.signer_pool.lanes import MemoryLogger, softhsm_token, software_config
 
+__all__ = ["database", "place"]
 LANES = 2
 KEYS = (
     KeyAlgorithm.RSA_2048,

@@ -210,3 +210,64 @@ print("open", flush=True)
 for line in sys.stdin:
     print(sum(reader.read(b"%d/%d" % (int(line), n)) is not None for n in range(512)), flush=True)
 """
+
+
+async def test_authorities_that_share_a_store_lose_no_bump_and_no_merge(tmp_path: Path) -> None:
+    """Each in a process of its own. The first opens with a map that is too small for what the others write."""
+    await asyncio.to_thread(fill, tmp_path, [(key(1), NEW_REVOKED)])
+    generation = Generation(tmp_path / "generation", writable=False)
+    before = generation.value()
+    small, *others = [
+        await asyncio.create_subprocess_exec(
+            sys.executable, "-c", WRITE.format(directory=str(tmp_path), number=number, max_bytes=2**size),
+            stdin=PIPE, stdout=PIPE,
+        )
+        for number, size in enumerate((21, 26, 26))
+    ]  # fmt: skip
+    for writer in (small, *others):
+        assert writer.stdout is not None
+        assert await writer.stdout.readline() == b"open\n"
+    results = await asyncio.gather(*(writer.communicate(b"go\n") for writer in others))
+    assert [out for out, _ in results] == [b""] * 2
+    assert (await small.communicate(b"go\n"))[0] == b""
+    assert [writer.returncode for writer in (small, *others)] == [0, 0, 0]
+    assert generation.value() - before == 3 * (1 + 300), "one for opening, one for each publication"
+    generation.close()
+    await asyncio.to_thread(_look_at_what_three_have_written, tmp_path)
+
+
+def _look_at_what_three_have_written(tmp_path: Path) -> None:
+    reader = LmdbReader(tmp_path)
+    assert unpack(reader.read(key(1)) or b"") == NEW_REVOKED, "neither's good has come back"
+    prefix = key_prefix(TAG, "sha1")
+    assert sorted(reader.serials(prefix)) == [1, *range(1000, 1300), *range(2000, 2300), *range(3000, 3300)]
+    assert list(reader.serials(b"\xff")) == []
+    assert list(reader.serials(prefix[:1] + b"\0")) == []
+    reader.close()
+
+
+WRITE = """
+import asyncio, sys
+from pathlib import Path
+from ocsp.lmdb_store import LmdbStore
+from tests.unit.ocsp.stores import key, response
+
+async def write():
+    async with LmdbStore(Path({directory!r}), max_bytes={max_bytes}) as store:
+        print("open", flush=True)
+        sys.stdin.readline()
+        for n in range(300):
+            own = key(1000 * ({number} + 1) + n)
+            await store.publish([(own, response(der=bytes(4096))), (key(1), response(der=b"good"))])
+            assert await store.get(own) is not None
+
+asyncio.run(write())
+"""
+
+
+def test_a_reader_does_not_move_the_generation(tmp_path: Path) -> None:
+    with_store(tmp_path, _nothing)
+    generation = Generation(tmp_path / "generation", writable=False)
+    with pytest.raises(ValueError, match="reader"):
+        generation.bump()
+    generation.close()

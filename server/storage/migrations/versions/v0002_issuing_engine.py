@@ -97,6 +97,7 @@ def upgrade() -> None:
         "authorities",
         sa.Column("id", sa.String(36), nullable=False),
         sa.Column("host", sa.String(255), nullable=False),
+        sa.Column("store", sa.Text(), nullable=False),
         sa.Column("seen_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_authorities")),
     )

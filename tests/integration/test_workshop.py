@@ -49,7 +49,7 @@ CHANGES: list[dict[str, Any]] = [
     {"client": Client(name="narrow", profiles=("*",), names=("ministry.gov",))},
     {"asked": AskedNames(subject=(("CN", "b.example.gov"),))},
     {"profile": TLS_CLIENT, "csr": make_csr("e-licence")},
-    {},
+    {"csr": make_csr("a.example.gov")},
 ]
 
 

@@ -111,7 +111,9 @@ async def _ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, case:
 def fuzz(home: Path, count: int, seed: int, *, quiet: bool = False) -> Findings:
     """Run `count` cases against a certmill in `home`, and look into its log."""
     # A client may be refused for calling too often; here everything is to be looked at.
-    with certmill(home, CERTMILL_SIGNER_KIND="software", CERTMILL_LOG_FORMAT="json") as running:
+    with certmill(
+        home, CERTMILL_SIGNER_KIND="software", CERTMILL_LOG_FORMAT="json", CERTMILL_BATCHES_MAX_OPEN="1000"
+    ) as running:
         run = Fuzz(running, Cases(seed, PROFILES), count)
         with Progress(disable=quiet, console=Console(stderr=True)) as progress:
             asyncio.run(run.run(progress, progress.add_task("cases", total=count)))

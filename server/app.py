@@ -42,6 +42,9 @@ from server.linting.pool import LintPool
 from server.linting.shapes import KnownShapes
 from server.metrics import AuthorityMetrics
 from server.milestones import Milestones, Step, unwatched
+from server.preparing.frames import Begin
+from server.preparing.preparer import Preparer
+from server.preparing.workshop import Workshop
 from server.revocation.crl_publisher import CrlPublisher
 from server.revocation.service import RevocationService
 from server.status.commitments import Commitments
@@ -113,7 +116,7 @@ async def open_parts(
     async with AsyncExitStack() as stack:
         stack.enter_context(exclusive(home))
         # First, so that its processes load while everything else opens.
-        lint_pool = await stack.enter_async_context(LintPool(config.lint, metrics=metrics, logger=logger))
+        lint_pool = await stack.enter_async_context(LintPool.of(config.lint, metrics=metrics, logger=logger))
         files = await stack.enter_async_context(_thread("files"))
         database = await stack.enter_async_context(_database(config, files))
         me = await asyncio.get_running_loop().run_in_executor(files, _identity, config)
@@ -157,6 +160,8 @@ async def open_parts(
         await asyncio.get_running_loop().run_in_executor(files, responder_certified, home)
         metrics.responder_not_after.set(epoch(presigner.responder.certificate.not_valid_after_utc))
         publisher = StatusPublisher(issuer_label=ISSUING, presigner=presigner, store=store, ground=ground)
+        issuing = hierarchy.issuing
+        preparer = Preparer(issuing, backdate=dt.timedelta(seconds=config.issuance.backdate_s))
         issuance = await stack.enter_async_context(
             IssuanceService(
                 issuer=hierarchy.issuing,
@@ -166,6 +171,10 @@ async def open_parts(
                 publisher=publisher,
                 settings=config.issuance,
                 weights=config.weights,
+                preparer=preparer,
+                workshop=await _workshop(
+                    stack, config, ground, preparer=preparer, issuer=hierarchy.issuing, profiles=profiles
+                ),
                 linter=await _linter(config, lint_pool, files, ground),
                 checks=[Succession(ISSUING, grace_days=config.renewal.grace_days).check],
                 ground=ground,
@@ -248,6 +257,32 @@ async def open_parts(
         )
         await _recover(parts, register, reached)
         yield parts
+
+
+async def _workshop(
+    stack: AsyncExitStack,
+    config: Config,
+    ground: Ground,
+    *,
+    preparer: Preparer,
+    issuer: Issuer,
+    profiles: ProfileRegistry,
+) -> Workshop | None:
+    settings = config.issuance
+    if not settings.preparers:
+        return None
+    workshop = Workshop(
+        preparer=preparer,
+        issuer=issuer,
+        begin=Begin(issuer.certificate_der, config.listen.url, ISSUING, float(settings.backdate_s)),
+        profile_text=profiles.text,
+        processes=settings.preparers,
+        queue_limit=settings.queue_limit,
+        clock=ground.clock,
+        metrics=ground.metrics,
+        logger=ground.logger,
+    )
+    return await stack.enter_async_context(workshop)
 
 
 async def _linter(config: Config, pool: LintPool, files: Executor, ground: Ground) -> CertificateLinter:

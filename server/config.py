@@ -36,7 +36,9 @@ Url = Annotated[
     ),
 ]
 Country = Annotated[str, Meta(pattern="^[A-Z]{2}$", description="two capital letters (ISO 3166), for example LA")]
-_RESERVED_VARIABLES = {"CERTMILL_HOME", "CERTMILL_CONFIG"}
+CLIENT_VARIABLES = tuple(f"CERTMILL_CLIENT_{name}" for name in ("URL", "CERTIFICATE", "KEY", "CA"))
+"""How commands that call an API find it (server/cli/connection.py): no settings of a server."""
+_RESERVED_VARIABLES = {"CERTMILL_HOME", "CERTMILL_CONFIG", *CLIENT_VARIABLES}
 _LAST_PORT = 65535
 
 
@@ -122,6 +124,7 @@ class IssuanceSection(Section, frozen=True, kw_only=True):
     batch_age_ms: Annotated[float, Meta(ge=0, le=1000)] = 2.0
     batches_in_flight: Annotated[int, Meta(ge=1, le=64)] = 4
     queue_limit: Count = 5000
+    preparers: Annotated[int, Meta(ge=0, le=64)] = 1
     backdate_s: Annotated[int, Meta(ge=0, le=47 * 3600)] = 300
     sign_deadline_s: Annotated[float, Meta(gt=0, le=300)] = 20.0
 

@@ -71,6 +71,11 @@ class Home:
         return self.root / "profiles"
 
     @property
+    def demo_client(self) -> tuple[Path, Path]:
+        """Certificate and key of the client for trying out."""
+        return self.clients / "demo/cert.pem", self.clients / "demo/key.pem"
+
+    @property
     def public(self) -> Path:
         """What the public listener serves besides OCSP: `crl/` and `ca/`."""
         return self.root / "public"
@@ -115,9 +120,9 @@ class Home:
         """
         try:
             public = (self.public, self.public / "crl", self.public / "ca")
-            for path in (self.root, self.ca, self.clients, self.profiles, *public):
+            for path in (self.root, self.ca, self.clients, *public):
                 _make(path, 0o755)
-            for path in (self.secrets, self.token, self.software_keys, self.run):
+            for path in (self.profiles, self.secrets, self.token, self.software_keys, self.run):
                 _make(path, 0o700)
         except OSError as error:
             raise ConfigError(

@@ -100,6 +100,24 @@ class AuthorityMetrics:
         self.lint_shapes = Gauge(
             "certmill_lint_shapes", "Shapes known to be good (or doubtful)", ["state"], registry=registry
         )
+        self.orders_prepared = Counter(
+            "certmill_orders_prepared",
+            "Bulk orders prepared, by whom: processes of the workshop, or the authority itself",
+            ["by"],
+            registry=registry,
+        )
+        self.preparing_queue_depth = Gauge(
+            "certmill_preparing_queue_depth", "Frames of orders waiting for the workshop", registry=registry
+        )
+        self.preparing_workers = Gauge(
+            "certmill_preparing_workers", "Processes of the workshop that are ready", registry=registry
+        )
+        self.preparing_worker_restarts = Counter(
+            "certmill_preparing_worker_restarts",
+            "Processes of the workshop lost, by reason",
+            ["reason"],
+            registry=registry,
+        )
         self.idempotent_replays = Counter(
             "certmill_idempotent_replays", "Requests answered from their idempotency key", registry=registry
         )

@@ -1,6 +1,7 @@
 import gc
 import os
 from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import pytest
 from blockbuster import BlockBuster
@@ -10,6 +11,12 @@ from tests.support.alone import Turns
 from tests.support.postgres import PostgresServer, postgres_server
 
 TURNS = pytest.StashKey[Turns]()
+
+# Every process that a test starts runs this checkout, though lanes start without the working directory on their path
+# and several checkouts may share an environment.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")))
+)
 
 # An example that takes long says that the machine is busy, and nothing about what is tested.
 settings.register_profile("busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])

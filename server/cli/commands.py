@@ -6,9 +6,11 @@ from typing import Annotated
 import typer
 
 from server import __version__
+from server.cli.batch import app as batch_app
 from server.cli.client import app as client_app
 from server.cli.db import app as db_app
 from server.cli.profile import app as profile_app
+from server.cli.request import request
 from server.cli.token import app as token_app
 
 Supervised = Annotated[
@@ -22,6 +24,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,  # its tracebacks print local variables, which may be secrets
 )
+app.command("request")(request)
+app.add_typer(batch_app, name="batch")
 app.add_typer(client_app, name="client")
 app.add_typer(db_app, name="db")
 app.add_typer(profile_app, name="profile")

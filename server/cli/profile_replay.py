@@ -22,7 +22,8 @@ from server.home import Home
 from server.issuance.profile_files import read_profile_file
 from server.issuance.profiles import ProfileRegistry
 from server.issuance.replay import Difference, Replay
-from server.keys.hierarchy import ISSUING, describe_issuer
+from server.keys.described import describe_issuer
+from server.keys.hierarchy import ISSUING
 from server.storage.database import Database
 from server.storage.place import place_of
 from server.storage.schema import issuers

@@ -22,7 +22,7 @@ from server.errors import ConfigError
 from server.home import Home
 from server.issuance.profile_files import ProfileFile, built_in_files, read_profile_file, read_profile_files
 from server.issuance.profiles import ProfileRegistry
-from server.issuance.samples import sample_findings
+from server.issuance.samples import sample_certificate, sample_findings
 from server.storage.database import AnyRow, Database
 from server.storage.place import is_initialised, place_of
 
@@ -113,7 +113,24 @@ def _lint(path: Path) -> tuple[Path, str | None, list[str]]:
         file = read_profile_file(path)
     except ConfigError as error:
         return path, None, [str(error)]
-    return path, file.profile.identity, [f"{path}: {finding}" for finding in sample_findings(file.profile)]
+    findings = sample_findings(file.profile) or _pkilint(file.profile)
+    return path, file.profile.identity, [f"{path}: {finding}" for finding in findings]
+
+
+def _pkilint(profile: Profile) -> list[str]:
+    """Let the profile's linter look at the smallest and the fullest certificate."""
+    if profile.linter == "none":
+        return []
+    from server.linting.exceptions import documented_exceptions  # noqa: PLC0415 - half a second
+    from server.linting.linters import lint_now  # noqa: PLC0415
+
+    exceptions, findings = documented_exceptions(), dict[str, None]()
+    for full in (False, True):
+        sample = sample_certificate(profile, full=full)
+        der = sample.ca.sign(sample.prepared)
+        found = lint_now(der, profile.linter, profile=profile.name, exceptions=exceptions)
+        findings |= dict.fromkeys(f"{profile.linter}: {finding}" for finding in found)
+    return list(findings)
 
 
 def _recorded() -> list[AnyRow]:

@@ -52,7 +52,7 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True):
 
     serial: Serial
     status: Status
-    profile: Annotated[str, Meta(description="Profile and version", examples=["tls-server@1"])]
+    profile: Annotated[str, Meta(description="Profile and version", examples=["tls-server@2"])]
     subject: Annotated[str, Meta(description="Subject (RFC 4514)")]
     dns_names: list[str]
     not_before: dt.datetime

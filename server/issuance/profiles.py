@@ -96,6 +96,10 @@ class ProfileRegistry:
                 raise StorageError(f"profile {identity} in the database: {error}") from None
         return self._versions[identity]
 
+    def text(self, profile: Profile) -> str:
+        """Return the file that a version was read from."""
+        return self._texts[profile.identity]
+
     async def _record(self, files: Sequence[ProfileFile]) -> list[str]:
         now = epoch(self._clock())
         async with self._database.write() as connection:

@@ -6,7 +6,6 @@ nothing is released before it is durable as issued (7) and answered for (8).
 """
 
 import asyncio
-import datetime as dt
 from collections.abc import Mapping, Sequence
 from functools import partial
 from types import TracebackType
@@ -24,9 +23,10 @@ from server.ground import Ground
 from server.issuance.admission import Check
 from server.issuance.idempotency import IdempotencyKeys
 from server.issuance.order import IssuedCertificate, Order, PreparedOrder
-from server.issuance.preparing import Preparer
 from server.issuance.records import Finished, IssuanceRecords
 from server.milestones import Step
+from server.preparing.preparer import Preparer
+from server.preparing.workshop import Workshop
 from server.status import schedule
 from server.status.publisher import StatusPublisher
 from signer_pool.batcher import Batcher
@@ -57,6 +57,8 @@ class IssuanceService:
         publisher: StatusPublisher,
         settings: IssuanceSection,
         weights: Mapping[str, int],
+        preparer: Preparer,
+        workshop: Workshop | None,
         linter: Linter,
         checks: Sequence[Check],
         ground: Ground,
@@ -65,7 +67,8 @@ class IssuanceService:
         self._key_label = key_label
         self._pool = pool
         self._publisher = publisher
-        self._preparer = Preparer(issuer, backdate=dt.timedelta(seconds=settings.backdate_s))
+        self._preparer = preparer
+        self._workshop = workshop
         self._linter = linter
         self._sign_deadline_s = settings.sign_deadline_s
         self._clock = ground.clock
@@ -109,7 +112,10 @@ class IssuanceService:
 
         Raises what `issue` raises of the requester's making; `LintUnavailable`, `LintError`.
         """
-        prepared = self._preparer.prepare(order, self._clock())
+        if order.row is not None and self._workshop is not None:
+            prepared = await self._workshop.prepare(order)
+        else:
+            prepared = self._preparer.prepare(order, self._clock())
         await self._linter.check(prepared.certificate, self._issuer, bulk=order.row is not None)
         return prepared
 

@@ -35,6 +35,7 @@ from server.issuance.profile_files import OCSP_RESPONDER, SUBORDINATE_CA
 from server.issuance.profiles import ProfileRegistry
 from server.issuance.serial import new_serial
 from server.keys.certified import replace_responder
+from server.keys.described import describe_issuer
 from server.storage.schema import State, certificates, issuers
 from signer_pool.pool import Priority, SignerPool
 
@@ -256,16 +257,6 @@ class HierarchyBuilder:
                 await connection.execute(insert(issuers), [row])
             await append(connection, now, [_audit(facts, "certificate.issued")])
         return der
-
-
-def describe_issuer(url: str, label: str, certificate: x509.Certificate) -> Issuer:
-    """Return the CA that goes by this label; `url` is where its CRLs, certificates and OCSP answers are."""
-    return Issuer.of(
-        certificate,
-        ocsp_url=f"{url}/ocsp",
-        ca_issuers_url=f"{url}/ca/{label}.cer",
-        crl_url=f"{url}/crl/{label}.crl",
-    )
 
 
 def _facts(

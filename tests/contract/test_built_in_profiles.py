@@ -1,4 +1,4 @@
-"""What holds for the certificates of every built-in profile: openssl reads and verifies them."""
+"""What holds for the certificates of every built-in profile: openssl reads and verifies them, pkilint finds nothing."""
 
 import subprocess
 from collections.abc import Iterable, Iterator
@@ -13,6 +13,8 @@ from pkix.lint import lint_certificate
 from pkix.profile import Profile
 from server.clock import utc_now
 from server.issuance.samples import PrivateKey, SampleCa, sample_ca, sample_certificate
+from server.linting.exceptions import documented_exceptions
+from server.linting.linters import lint_now
 from tests.support.profiles import BUILT_IN
 
 NOW = utc_now()
@@ -65,3 +67,10 @@ def test_openssl_reads_and_verifies_them(
             cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False,
         )  # fmt: skip
         assert read.returncode == 0, read.stderr
+
+
+def test_the_linter_of_the_profile_finds_nothing(profile: Profile, ca: SampleCa, rsa_key: PrivateKey) -> None:
+    assert profile.linter != "none"
+    for certificate in certificates(profile, ca, (None, rsa_key)):
+        der = certificate.public_bytes(Encoding.DER)
+        assert lint_now(der, profile.linter, profile=profile.name, exceptions=documented_exceptions()) == []

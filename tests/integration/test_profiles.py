@@ -6,21 +6,33 @@ import datetime as dt
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from typer.testing import CliRunner
 
 from pkix.asked import AskedNames
 from pkix.errors import ProfileViolation
+from pkix.profile_rules import KeyRule, NameRule, Presence
 from server.app import Parts
 from server.cli import profile_replay, profile_run
+from server.cli.commands import app
+from server.clock import utc_now
 from server.errors import ConfigError, InvalidRequest, StorageError
+from server.home import Home
 from server.issuance.order import Order
 from server.issuance.profile_files import ProfileFile, built_in_files, read_profile_files
+from server.issuance.profiles import ProfileRegistry
+from server.issuance.replay import Replay
+from server.issuance.samples import PrivateKey, SampleCa, sample_ca, sample_certificate, sample_findings
+from server.storage.database import Database
 from server.supervisor import EXIT_CONFIG
 from tests.support.authority import MINISTRY, MovableClock, Prepared, Table, authority, prepare, software_config
 from tests.support.ca import make_csr
+from tests.support.profiles import BUILT_IN as PROFILES
 
 BUILT_IN_FILES = built_in_files()
 CLIENT = next(file.toml for file in BUILT_IN_FILES if file.profile.name == "tls-client")
@@ -77,38 +89,50 @@ async def test_a_file_of_the_home_replaces_a_built_in_profile_and_both_versions_
     assert [identity for (identity,) in activated].count("tls-client@3") == 1
 
 
+def start(prepared: Prepared) -> list[str]:
+    """Do what a start does with profiles, and nothing else."""
+    files = read_profile_files(Home(prepared.config.home).profiles)
+
+    async def activate() -> list[str]:
+        async with Database(Home(prepared.config.home).database) as database:
+            return await ProfileRegistry(database, MovableClock()).activate(files)
+
+    return asyncio.run(activate())
+
+
 @pytest.mark.parametrize(
     ("version", "changes", "complaint"),
     [
         (3, {"days = 365": "days = 31"}, "bump the version to 4"),
         (2, {}, "built in as version 2; write a higher version"),
-        (4, {'name = "tls-client"': 'name = "Client"'}, "client.toml, line 2: name: .*; use"),
-        (4, {"days = 365": "days = 365\nhours = 7"}, "client.toml, line 11: validity.hours: there is no such key"),
-        (4, {'"clientAuth"': '"clientAuthentication"'}, "client.toml, line 21: extensions.extended_key_usage"),
+        (4, {'name = "tls-client"': 'name = "Client"'}, r"client\.toml, line 2: name: .*; use"),
+        (
+            4,
+            {"days = 365": "days = 365\nhours = 7"},
+            r"client\.toml, line 11: validity\.hours: there is no such key",
+        ),
+        (4, {'"clientAuth"': '"authenticates"'}, r"client\.toml, line 21: extensions\.extended_key_usage"),
     ],
 )
-async def test_a_start_refuses_what_is_wrong_with_one_line(
+def test_a_start_refuses_what_is_wrong_with_one_line(
     prepared: Prepared, tmp_path: Path, version: int, changes: dict[str, str], complaint: str
 ) -> None:
     path = overlay(tmp_path, 3)
-    async with authority(prepared, MovableClock()):
-        pass
+    assert "tls-client@3" in start(prepared)
+    assert start(prepared) == []
     overlay(tmp_path, version, **changes)
     with pytest.raises(ConfigError, match=complaint) as caught:
-        async with authority(prepared, MovableClock()):
-            pass
+        start(prepared)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-async def test_a_version_below_one_of_the_past_is_refused(prepared: Prepared, tmp_path: Path) -> None:
+def test_a_version_below_one_of_the_past_is_refused(prepared: Prepared, tmp_path: Path) -> None:
     path = overlay(tmp_path, 5)
-    async with authority(prepared, MovableClock()):
-        pass
+    start(prepared)
     path.unlink()
     with pytest.raises(ConfigError, match=r"tls-client@5 was active before.*bump the version to 6"):
-        async with authority(prepared, MovableClock()):
-            pass
+        start(prepared)
 
 
 async def test_profiles_that_certmill_needs_for_itself_stay_fit_for_it(prepared: Prepared, tmp_path: Path) -> None:
@@ -304,5 +328,78 @@ def test_files_are_checked_with_the_certificates_that_come_out(
     errors = capsys.readouterr().err
     assert f"{bad}, line 10: validity.days: 0:00:00 is too short or too long; write days = 1" in errors
     assert f"{odd}: the examples do not go together: names.dns: 'a b' is not a DNS name" in errors
+    odd.write_text(file_of("smime-public-mailbox").replace("2.23.140.1.5.1.3", "2.23.140.1.5.2.3"))
+    assert profile_run.lint([odd], as_json=False) == 1
+    assert f"{odd}: cabf-smime: ERROR cabf.smime." in capsys.readouterr().err
+    good.write_text(CLIENT.replace('linter = "pkix"', 'linter = "none"'))
+    assert profile_run.lint([good], as_json=False) == 0
+    capsys.readouterr()
     assert profile_run.lint([bad], as_json=True) == 1
     assert json.loads(capsys.readouterr().out)["files"][0]["profile"] is None
+
+
+def test_the_commands_are_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CERTMILL_HOME", str(tmp_path / "nowhere"))
+    path = tmp_path / "a.toml"
+    path.write_text(CLIENT)
+    for arguments, code, said in (
+        (["list"], 0, "tls-server@2"),
+        (["lint", str(path)], 0, "is right"),
+        (["show", "device"], 0, 'name = "device"'),
+        (["diff", "tls-client", str(path)], 0, "key"),
+        (["replay", "--since", "2026-01-01", str(path)], EXIT_CONFIG, "never initialised"),
+    ):
+        done = CliRunner().invoke(app, ["profile", *arguments])
+        assert (done.exit_code, said in done.output) == (code, True), done.output
+
+
+class Row:
+    """A row of certificates, as it was issued under a profile that nobody recorded."""
+
+    serial, client, profile, created_at, asked = "5f", "ministry", "old@1", 0, None
+
+    def __init__(self, key: PrivateKey, ca: SampleCa) -> None:
+        san = x509.DNSName("a.example.la")
+        self.csr = make_csr(None, key=key, names=(san,), extra=(x509.NameAttribute(NameOID.COMMON_NAME, "x"),))
+        loose = dataclasses.replace(PROFILES["device"], subject=PROFILES["tls-client"].subject)
+        self.der = ca.sign(sample_certificate(loose, full=True, ca=ca, key=key).prepared)
+
+
+async def test_a_replay_words_what_changes(parts: Parts) -> None:
+    now = utc_now()
+    ca, key = sample_ca(now), ec.generate_private_key(ec.SECP256R1())
+    row: Any = Row(key, ca)
+    profile = dataclasses.replace(
+        PROFILES["tls-client"],
+        dns=NameRule(presence=Presence.OPTIONAL, example="a.la"),
+        aia=frozenset({"ocsp"}),
+        cdp=False,
+        key_usage=dict.fromkeys(("rsa", "ec"), frozenset({"contentCommitment"})),
+    )
+    replay = Replay(
+        profile=profile,
+        issuer=ca.issuer,
+        issuer_label="issuing",
+        backdate=dt.timedelta(minutes=5),
+        registry=parts.profiles,
+        now=now,
+    )
+    found = replay.replay(row)
+    assert found is not None
+    changes = {one.what: (one.before, one.after) for one in found.changes}
+    assert changes["extension KeyUsage"] == ("critical digitalSignature", "critical contentCommitment")
+    assert changes["extension SubjectAlternativeName"][1] == "DNSName:a.example.la"
+    assert changes["extension AuthorityInformationAccess"][1] == "http://pki.example.la/ocsp"
+    assert changes["extension CRLDistributionPoints"][1] == ""
+    assert changes["subject"][1] == "CN=x"
+    late = dataclasses.replace(replay, now=now + dt.timedelta(days=366 * 40))
+    found = late.replay(row)
+    assert found is not None
+    assert found.refusal.startswith("our own check: BR 6.3.2")
+
+
+def test_samples_have_a_key_that_the_profile_takes() -> None:
+    for keys in (KeyRule(rsa_bits=(2048, 2048)), KeyRule(ed25519=True), KeyRule(ec=("P-384",))):
+        usage = {kind: frozenset({"digitalSignature"}) for kind in keys.kinds}
+        profile = dataclasses.replace(PROFILES["ocsp-responder"], keys=keys, key_usage=usage)
+        assert sample_findings(profile) == []

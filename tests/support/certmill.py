@@ -87,6 +87,14 @@ class RunningCertmill:
             time.sleep(0.05)
         raise AssertionError(f"certmill is not ready:\n{self.log.read_text()}")
 
+    def reasons(self) -> list[str]:
+        """Wait until something does not work, and return what: it may be ready before it has asked every token."""
+        deadline = time.monotonic() + START_DEADLINE_S
+        while not (reasons := self.admin("/readyz").json["reasons"]):
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.05)
+        return [str(reason) for reason in reasons]
+
     def stop(self) -> int:
         """Ask it to stop, as Ctrl-C does, and return its exit code."""
         assert self.process is not None

@@ -13,10 +13,12 @@ from pkix.unsigned import assemble
 from server.config import LintSection
 from server.errors import LintUnavailable
 from server.linting.findings import Finding, Severity
-from server.linting.frames import FrameError, Linted, decode_frame, encode_frame
+from server.linting.frames import Lint, Linted
 from server.linting.pool import LintPool
-from server.linting.process import LinterProcess
+from server.linting.worker import MODULE
 from server.metrics import AuthorityMetrics
+from server.workers.frames import FrameError, decode_frame, encode_frame
+from server.workers.process import WorkerProcess
 from tests.support.authority import quiet_logger
 from tests.support.ca import make_ca
 from tests.unit.pkix.test_certificate import prepare
@@ -37,12 +39,12 @@ class PlayedProcess:
         self.seen: list[bytes] = []
         self.gone = asyncio.Event()
 
-    async def lint(self, certificate_der: bytes, linter: str) -> list[Finding]:
-        self.seen.append(certificate_der)
+    async def ask(self, request: Lint, _answer: object) -> Linted:
+        self.seen.append(request.certificate_der)
         await self.go.wait()
-        if certificate_der == POISON:
+        if request.certificate_der == POISON:
             raise EOFError
-        return FOUND
+        return Linted(FOUND)
 
     async def ended(self) -> None:
         await self.gone.wait()
@@ -59,7 +61,7 @@ class Played:
         self.broken = False
         self.started = asyncio.Event()
 
-    async def start(self) -> LinterProcess:
+    async def start(self) -> WorkerProcess:
         if self.broken:
             raise OSError("no memory")
         self.processes.append(PlayedProcess())
@@ -85,7 +87,7 @@ def opened(metrics: AuthorityMetrics, played: Played) -> Opener:
     @asynccontextmanager
     async def open_pool(**settings: float) -> AsyncIterator[LintPool]:
         section = LintSection(**settings)  # type: ignore[arg-type]
-        pool = LintPool(section, metrics=metrics, logger=quiet_logger(), start=played.start, pauses_s=(0.01,))
+        pool = LintPool.of(section, metrics=metrics, logger=quiet_logger(), start=played.start, pauses_s=(0.01,))
         async with pool:
             yield pool
 
@@ -101,14 +103,16 @@ async def test_pkilint_in_a_process_that_dies_hangs_and_is_replaced(metrics: Aut
     """Real processes: one of them is killed while idle, one is stopped and misses its deadline."""
     ca = make_ca()
     der = assemble(prepare(ca).tbs, ca.issuer.algorithm, b"\x30\x06\x02\x01\x01\x02\x01\x01")
-    processes: list[LinterProcess] = []
+    processes: list[WorkerProcess] = []
 
-    async def start() -> LinterProcess:
-        processes.append(await LinterProcess.start())
+    async def start() -> WorkerProcess:
+        processes.append(await WorkerProcess.start(MODULE))
         return processes[-1]
 
     settings = LintSection(deadline_s=5.0)
-    async with LintPool(settings, metrics=metrics, logger=quiet_logger(), start=start, pauses_s=(0.01,)) as pool:
+    async with LintPool.of(
+        settings, metrics=metrics, logger=quiet_logger(), start=start, pauses_s=(0.01,)
+    ) as pool:
         assert await pool.lint(der, "pkix") == []
         assert "certificate_policies_extension_absent" in str(await pool.lint(der, "cabf-tls"))
         assert [f.code for f in await pool.lint(b"0", "pkix")] == ["certmill.unreadable"]
@@ -127,7 +131,7 @@ async def test_a_certificate_that_kills_its_process_twice_is_refused_and_others_
 ) -> None:
     async with opened() as pool, asyncio.TaskGroup() as group:
         good = group.create_task(pool.lint(b"good", "pkix"))
-        assert await _outcome(pool, POISON) == "the linter has failed on this certificate"
+        assert await _outcome(pool, POISON) == "the linter has failed on this request"
         assert await good == FOUND
         assert await pool.lint(b"also good", "pkix") == FOUND
     assert len(played.processes) == 3
@@ -157,7 +161,7 @@ async def test_the_queue_is_bounded_and_bulk_waits_for_the_others(opened: Opener
         group.create_task(pool.lint(b"bulk", "pkix", bulk=True))
         group.create_task(pool.lint(b"single", "pkix"))
         await turns()
-        assert await _outcome(pool, b"too many") == "too many certificates are waiting to be linted"
+        assert await _outcome(pool, b"too many") == "too much is waiting for the linter"
         process.go.set()
     assert process.seen == [b"first", b"single", b"bulk"]
 

@@ -1,34 +1,25 @@
-"""The authority's end of one linter's process: starts it, asks it, ends it."""
+"""The authority's end of one worker's process: starts it, asks it, ends it."""
 
 import asyncio
 import contextlib
 import socket
 import sys
-from collections.abc import Sequence
-from typing import Self
+from typing import Self, TypeVar
+
+import msgspec
 
 from server.config import environment
-from server.linting.findings import Finding
-from server.linting.frames import (
-    LENGTH_BYTES,
-    FrameError,
-    Lint,
-    Linted,
-    Ready,
-    body_length,
-    decode_frame,
-    encode_frame,
-)
+from server.workers.frames import LENGTH_BYTES, FrameError, Ready, body_length, decode_frame, encode_frame
 
+T = TypeVar("T", bound=msgspec.Struct)
 _END_GRACE_S = 1.0
 _NOT_ITS_BUSINESS = ("CERTMILL_", "CREDENTIALS_", "NOTIFY_")
-PROGRAM: tuple[str, ...] = (sys.executable, "-P", "-m", "server.linting.worker")
 LOST: tuple[type[Exception], ...] = (OSError, EOFError, FrameError, TimeoutError)
 """What a process raises that is of no use any more."""
 
 
-class LinterProcess:
-    """A process that lints, spawned anew and not forked: it has none of the authority's memory or descriptors."""
+class WorkerProcess:
+    """A process spawned anew and not forked: it has none of the authority's memory or descriptors."""
 
     def __init__(
         self, child: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -39,15 +30,17 @@ class LinterProcess:
         self.version = ""
 
     @classmethod
-    async def start(cls, program: Sequence[str] = PROGRAM) -> Self:
-        """Start a process and wait until it is ready; raises one of `LOST` and leaves nothing behind."""
+    async def start(cls, module: str, first: msgspec.Struct | None = None) -> Self:
+        """Start `python -m module FD`, send it the first frame if there is one, and wait until it is ready.
+
+        Raises one of `LOST` and leaves nothing behind.
+        """
         ours, theirs = socket.socketpair()
         with theirs:
             ours.setblocking(False)
             try:
                 child = await asyncio.create_subprocess_exec(
-                    *program,
-                    str(theirs.fileno()),
+                    *(sys.executable, "-P", "-m", module, str(theirs.fileno())),
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=2,
                     env={n: v for n, v in environment().items() if not n.startswith(_NOT_ITS_BUSINESS)},
@@ -60,6 +53,8 @@ class LinterProcess:
         reader, writer = await asyncio.open_connection(sock=ours)
         process = cls(child, reader, writer)
         try:
+            if first is not None:
+                writer.write(encode_frame(first))
             process.version = decode_frame(await process._read(), Ready).version
         except BaseException:
             await process.end()
@@ -71,10 +66,10 @@ class LinterProcess:
         """The process id."""
         return self._child.pid
 
-    async def lint(self, certificate_der: bytes, linter: str) -> list[Finding]:
-        """Lint one certificate; raises one of `LOST`. The caller sets the deadline and asks one at a time."""
-        self._writer.write(encode_frame(Lint(linter, certificate_der)))
-        return decode_frame(await self._read(), Linted).findings
+    async def ask(self, request: msgspec.Struct, answer: type[T]) -> T:
+        """Return the answer to a request; raises one of `LOST`. The caller sets the deadline, one at a time."""
+        self._writer.write(encode_frame(request))
+        return decode_frame(await self._read(), answer)
 
     async def ended(self) -> None:
         """Wait until the process has ended, by whomever."""

@@ -1,0 +1,1 @@
+"""Processes beside the authority for work that would hold its loop up: started, watched, replaced, ended."""

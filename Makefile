@@ -48,8 +48,9 @@ soak: $(VENV)/.dev ## ten minutes of random HSM faults under load: nothing lost,
 	@$(BIN)/python -m loadtests.soak_signer --minutes 10
 
 crash: $(VENV)/.dev ## kill the authority at every step and between fsyncs under load: nothing lost, nothing doubled
-	@deploy/bootstrap softhsm strace
-	@$(BIN)/python -m loadtests.crash_harness
+	@deploy/bootstrap softhsm strace postgresql
+	@$(BIN)/python -m loadtests.crash_harness --database sqlite
+	@$(BIN)/python -m loadtests.crash_harness --database postgresql
 
 fuzz: $(VENV)/.dev ## 120,000 hostile requests for certificates and batches: only 4xx, no defect, memory flat
 	@deploy/bootstrap softhsm

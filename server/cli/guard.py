@@ -1,5 +1,6 @@
 """What all commands share: settings, and errors that become one line and an exit code."""
 
+import errno
 from collections.abc import Callable, Iterator
 
 import typer
@@ -14,6 +15,7 @@ from signer_pool.errors import KeyMismatch, PinRejected, SignerPoolError
 # What an operator must mend before another start can succeed. The rest may heal: the supervisor tries again.
 _FINAL = (ConfigError, AlreadyRunning, PinRejected, KeyMismatch, ListenError, StartRefused)
 _OURS = (ServerError, SignerPoolError, OcspError)
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
 
 
 def read_config(*, supervised: bool = False) -> Config:
@@ -33,16 +35,20 @@ def guarded(work: Callable[[], None], *, supervised: bool = False) -> int:
         work()
     except KeyboardInterrupt:
         return 130
-    except _OURS as error:
-        return _complain(error, supervised=supervised)
-    except ExceptionGroup as group:
-        expected, other = group.split(_OURS)
+    except Exception as error:
+        group = error if isinstance(error, ExceptionGroup) else ExceptionGroup("one", [error])
+        expected, other = group.split(_is_ours)
         if other is not None or expected is None:
             raise
         errors = list(_leaves(expected))
         final = [error for error in errors if isinstance(error, _FINAL)]
         return _complain((final or errors)[0], supervised=supervised)
     return 0
+
+
+def _is_ours(error: Exception) -> bool:
+    """Say whether an operator can mend it: ours, or of the disk under a file of the home."""
+    return isinstance(error, _OURS) or (isinstance(error, OSError) and error.errno in _DISK)
 
 
 def _leaves(group: BaseExceptionGroup[Exception]) -> Iterator[Exception]:

@@ -19,8 +19,8 @@ _HARMLESS = {
 }
 _FATAL = {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _PRIMARY = 0xFF
-CHECKPOINT_COMMITS = 50
-"""So many commits lie between two checkpoints: a few hundred to a few thousand pages of the log."""
+CHECKPOINT_COMMITS, CHECKPOINT_ROWS = 50, 1000
+"""So much lies between two checkpoints at most: some megabytes of the log, as SQLite's own would leave."""
 
 
 def is_disk_failure(error: BaseException | None) -> bool:

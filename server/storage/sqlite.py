@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from server.storage.disk import CHECKPOINT_COMMITS
+from server.storage.disk import CHECKPOINT_COMMITS, CHECKPOINT_ROWS
 from server.storage.place import SqlitePlace
 
 _BUSY_TIMEOUT_MS = 5000
@@ -29,7 +29,7 @@ class SqliteEngine:
         self._writer = _engine(place, begin="BEGIN IMMEDIATE", connections=1)
         self._readers = _engine(place, begin="BEGIN", connections=4)
         self._checkpointer = _engine(place, begin=None, connections=1)
-        self._commits = 0
+        self._commits = self._rows = 0
         self._turn = asyncio.Lock()
         self._alone: dict[str, asyncio.Lock] = {}
 
@@ -48,13 +48,16 @@ class SqliteEngine:
         async with self._turn:
             await self._checkpoint()
             async with self._writer.begin() as connection:
+                driver = (await connection.get_raw_connection()).driver_connection
+                before: int = driver.total_changes  # type: ignore[union-attr]
                 yield connection
+                self._rows += driver.total_changes - before  # type: ignore[union-attr]
+                self._commits += 1
 
     async def _checkpoint(self) -> None:
         """Move the log into the file now and then. SQLite would do so by itself, and hide an fsync that failed."""
-        self._commits += 1
-        if self._commits >= CHECKPOINT_COMMITS:
-            self._commits = 0
+        if self._commits >= CHECKPOINT_COMMITS or self._rows >= CHECKPOINT_ROWS:
+            self._commits = self._rows = 0
             async with self._checkpointer.connect() as connection:
                 await connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)")
 

@@ -30,7 +30,7 @@ FSYNCS = 8
 _LATEST = {"issue": 12, "abandon": 3, "revoke": 6, "answer": 6, "crl": 3, "batch": 1}
 """At which passing a step under load kills, at the latest."""
 _AT_START = ("recover.*", "crl.*", "answer.*")
-_RESULT = Path("build/crash/crash.json")
+_RESULTS = Path("build/crash")
 
 
 def plan(patterns: Sequence[str], fsyncs: int, dice: random.Random, *, on_sqlite: bool) -> Iterator[Crash]:
@@ -124,27 +124,38 @@ def main() -> None:
         raise SystemExit(
             f"--steps: nothing is called {' '.join(arguments.steps)}; steps: {', '.join(Step)}, fsync, eio"
         )
-    results: list[list[Outcome]] = []
+    if arguments.runs > 1 and arguments.database not in {"sqlite", "postgresql"}:
+        raise SystemExit("--runs: each run needs an empty database; with a URL there is one")
+    try:
+        outcomes = _run_all(runs, arguments, console)
+    except CannotTrace as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(2)
+    sys.exit(_report(outcomes, arguments, console))
+
+
+def _run_all(runs: Sequence[list[Crash]], arguments: argparse.Namespace, console: Console) -> list[Outcome]:
+    """Crash, with a bar, and tell of each run as it ends."""
+    outcomes: list[Outcome] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=arguments.json) as bar:
+    settings = {"CERTMILL_SIGNER_KIND": arguments.signer}
+    with (
+        Progress(*columns, console=console, disable=arguments.json) as bar,
+        _databases(arguments.database) as databases,
+    ):
         task = bar.add_task("", total=sum(map(len, runs)))
-        with _databases(arguments.database) as databases:
-            for crashes, url in zip(runs, databases, strict=False):
-                results.append([])
-                with tempfile.TemporaryDirectory(prefix="certmill-crash-") as directory:
-                    settings = {"CERTMILL_SIGNER_KIND": arguments.signer}
-                    try:
-                        for outcome in crash_all(Path(directory), crashes, settings, url):
-                            results[-1].append(outcome)
-                            bar.update(task, advance=1, description=outcome.crash.name)
-                    except CannotTrace as error:
-                        sys.stderr.write(f"{error}\n")
-                        sys.exit(2)
-    sys.exit(_report(results, arguments, console))
+        for number, (crashes, url) in enumerate(zip(runs, databases, strict=False), 1):
+            run: list[Outcome] = []
+            with tempfile.TemporaryDirectory(prefix="certmill-crash-") as directory:
+                for outcome in crash_all(Path(directory), crashes, settings, url):
+                    run.append(outcome)
+                    bar.update(task, advance=1, description=outcome.crash.name)
+            _tell(run, f"{arguments.database}, run {number} of {len(runs)}, --seed {arguments.seed}", console)
+            outcomes += run
+    return outcomes
 
 
-def _report(results: Sequence[Sequence[Outcome]], arguments: argparse.Namespace, console: Console) -> int:
-    outcomes = [outcome for run in results for outcome in run]
+def _report(outcomes: Sequence[Outcome], arguments: argparse.Namespace, console: Console) -> int:
     wrong = sum(len(o.wrong) for o in outcomes)
     details = {
         "database": arguments.database,
@@ -156,14 +167,16 @@ def _report(results: Sequence[Sequence[Outcome]], arguments: argparse.Namespace,
         "seconds": round(sum(o.seconds for o in outcomes), 1),
         "wrong": [{"at": o.crash.name, "nth": o.crash.nth, "what": w} for o in outcomes for w in o.wrong],
     }
-    _RESULT.parent.mkdir(parents=True, exist_ok=True)
-    _RESULT.write_text(json.dumps(details, indent=2) + "\n", "utf-8")
+    result = _RESULTS / f"{arguments.database if '/' not in arguments.database else 'url'}.json"
+    result.parent.mkdir(parents=True, exist_ok=True)
+    result.write_text(json.dumps(details, indent=2) + "\n", "utf-8")
     if arguments.json:
         sys.stdout.write(json.dumps(details) + "\n")
     else:
-        for number, run in enumerate(results, 1):
-            _tell(run, f"{arguments.database}, run {number} of {len(results)}, --seed {arguments.seed}", console)
-        console.print(f"{details['crashes']} crashes, {details['acknowledged']} certificates acknowledged")
+        console.print(
+            f"{details['crashes']} crashes, {details['acknowledged']} certificates and {details['revoked']} "
+            f"revocations acknowledged, {details['repeated']} calls repeated, {details['seconds']} s"
+        )
         console.print("FAILED" if wrong else "no ghost, no loss, no double", style="bold")
     return 1 if wrong else 0
 

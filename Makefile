@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 export PYTHONUNBUFFERED = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format lock bench bench-ocsp bench-issue bench-signer load fuzz soak soak-batch clean
+.PHONY: help run test check format lock bench bench-ocsp bench-issue bench-signer load fuzz soak soak-batch crash clean
 
 help: ## print this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -15,7 +15,7 @@ run: $(VENV)/.run ## install what is needed, initialise ./var once, serve until 
 	@exec $(BIN)/certmill serve
 
 test: $(VENV)/.dev ## install what is needed, run every test with the coverage gates
-	@deploy/bootstrap softhsm gcc java nss postgresql
+	@deploy/bootstrap softhsm gcc java nss postgresql strace
 	@deploy/coverage-gate $(BIN)/python
 
 check: $(VENV)/.dev ## format, lint, types, import contracts, file sizes
@@ -46,6 +46,10 @@ bench-signer: $(VENV)/.run ## the signer pool against the bare token: lanes, bat
 soak: $(VENV)/.dev ## ten minutes of random HSM faults under load: nothing lost, nothing leaked
 	@deploy/bootstrap softhsm gcc
 	@$(BIN)/python -m loadtests.soak_signer --minutes 10
+
+crash: $(VENV)/.dev ## kill the authority at every step and between fsyncs under load: nothing lost, nothing doubled
+	@deploy/bootstrap softhsm strace
+	@$(BIN)/python -m loadtests.crash_harness
 
 fuzz: $(VENV)/.dev ## 120,000 hostile requests for certificates and batches: only 4xx, no defect, memory flat
 	@deploy/bootstrap softhsm

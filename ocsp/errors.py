@@ -9,6 +9,10 @@ class StoreError(OcspError):
     """The response store cannot be read or written."""
 
 
+class StoreBroken(StoreError):
+    """The store has stopped for good in this process; another process can open it."""
+
+
 class StoreFull(StoreError):
     """The response store has reached its configured size."""
 

@@ -16,9 +16,9 @@ from typing import Any, Self, TypeVar
 import lmdb
 
 from ocsp.entry import pack, unpack
-from ocsp.errors import StoreError, StoreFull
+from ocsp.errors import StoreBroken, StoreError, StoreFull
 from ocsp.generation import Generation
-from ocsp.store import IssuerTag, ResponseKey, StoredResponse, key_prefix
+from ocsp.store import IssuerTag, ResponseKey, StoredResponse, key_prefix, supersedes
 
 T = TypeVar("T")
 _ISSUER = b"\x00"
@@ -28,11 +28,15 @@ MAP_BYTES = 2**40
 
 
 class LmdbStore:
-    """The writing side; an async context manager. Blocking work happens in one thread of its own."""
+    """The writing side; an async context manager. Blocking work happens in one thread of its own.
+
+    `trouble` says why it does not work at present; None as soon as a write has succeeded again.
+    """
 
     def __init__(self, directory: Path, *, max_bytes: int) -> None:
         self._directory = directory
         self._max_bytes = max_bytes
+        self.trouble: str | None = None
 
     async def __aenter__(self) -> Self:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="response-store")
@@ -52,6 +56,7 @@ class LmdbStore:
     async def publish(self, responses: Sequence[tuple[ResponseKey, StoredResponse]]) -> None:
         """Merge the responses, see `ResponseStore`."""
         await self._in_thread(self._publish, responses)
+        self.trouble = None
 
     async def get(self, key: ResponseKey) -> StoredResponse | None:
         """Return what is stored, see `ResponseStore`."""
@@ -68,16 +73,19 @@ class LmdbStore:
     async def put_issuer(self, tag: IssuerTag, *, sha1: tuple[bytes, bytes], sha256: tuple[bytes, bytes]) -> None:
         """Register an issuer, see `ResponseStore`."""
         await self._in_thread(self._put, _ISSUER + tag, b"".join((*sha1, *sha256)))
+        self.trouble = None
 
     async def _in_thread(self, work: Callable[..., T], *arguments: object) -> T:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
         except lmdb.MapFullError:
-            raise StoreFull(
-                f"response store {self._directory} is full at {self._max_bytes} bytes: raise ocsp.store_max_gib"
-            ) from None
+            self.trouble = f"full at {self._max_bytes} bytes: raise ocsp.store_max_gib"
+            raise StoreFull(f"response store {self._directory} is {self.trouble}") from None
         except (lmdb.Error, OSError) as error:
-            raise StoreError(f"response store {self._directory}: {error}") from error
+            self.trouble = str(error)
+            # LMDB lets nothing work in this process any more after a root of its tree could not be written.
+            kind = StoreBroken if isinstance(error, lmdb.PanicError) else StoreError
+            raise kind(f"response store {self._directory}: {error}") from error
 
     def _open(self) -> None:
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -94,7 +102,7 @@ class LmdbStore:
         with self._begin() as transaction:
             for key, response in responses:
                 present = transaction.get(key)
-                if present is None or _supersedes(response, unpack(present)):
+                if present is None or supersedes(response, unpack(present)):
                     transaction.put(key, pack(response))
         self._generation.bump()
 
@@ -121,10 +129,6 @@ class LmdbStore:
         except lmdb.MapResizedError:
             self._env.set_mapsize(0)
             return self._env.begin(write=write)
-
-
-def _supersedes(new: StoredResponse, present: StoredResponse) -> bool:
-    return (new.status, new.this_update) >= (present.status, present.this_update)
 
 
 class LmdbReader:

@@ -4,6 +4,9 @@ The store merges monotonically. Inside the write transaction a lower status neve
 under equal status an older response never replaces a newer one. So the order in which concurrent writers
 arrive does not matter: a refresh that read "good" from the database just before a revocation cannot bring
 "good" back, and nobody needs a lock across database, HSM and store to make sure of it.
+
+Concurrent writers are minutes apart at most. An answer from further ahead was made while a clock was wrong, and no
+relying party takes it (RFC 6960 §4.2.2.1): it gives way.
 """
 
 import enum
@@ -43,6 +46,18 @@ class StoredResponse:
     this_update: int
     next_update: int
     der: bytes
+
+
+MENDED_CLOCK_S = 3600
+"""By so much an answer must be ahead of a new one for its clock to have been wrong."""
+
+
+def supersedes(new: StoredResponse, present: StoredResponse) -> bool:
+    """Say whether a new response may take the place of the present one."""
+    if new.status != present.status:
+        return new.status > present.status
+    ahead_s = present.this_update - new.this_update
+    return ahead_s <= 0 or ahead_s > MENDED_CLOCK_S
 
 
 def issuer_tag(certificate_der: bytes) -> IssuerTag:

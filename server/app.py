@@ -3,7 +3,7 @@
 import asyncio
 import datetime as dt
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -41,6 +41,7 @@ from server.linting.linter import CertificateLinter
 from server.linting.pool import LintPool
 from server.linting.shapes import KnownShapes
 from server.metrics import AuthorityMetrics
+from server.milestones import Milestones, Step, unwatched
 from server.preparing.frames import Begin
 from server.preparing.preparer import Preparer
 from server.preparing.workshop import Workshop
@@ -50,6 +51,7 @@ from server.status.commitments import Commitments
 from server.status.publisher import StatusPublisher
 from server.status.reconciler import Reconciler
 from server.status.refresher import Refresher
+from server.status.storage_watch import StorageWatch
 from server.storage.database import Database
 from server.storage.place import place_of
 from server.storage.presence import Identity, Presence, authority_id, store_identity
@@ -92,11 +94,17 @@ class Parts:
     reconciler: Reconciler
     commitments: Commitments
     presence: Presence
+    storage: StorageWatch
 
 
 @asynccontextmanager
 async def open_parts(
-    config: Config, lanes: Sequence[LaneConfig], *, clock: Clock, logger: FilteringBoundLogger
+    config: Config,
+    lanes: Sequence[LaneConfig],
+    *,
+    clock: Clock,
+    logger: FilteringBoundLogger,
+    reached: Milestones = unwatched,
 ) -> AsyncIterator[Parts]:
     """Open everything, make what is missing of the hierarchy, and recover from a crash.
 
@@ -120,6 +128,7 @@ async def open_parts(
             logger=logger,
             authority=me.id,
             leadership=presence,
+            reached=reached,
         )
         # From the look at the tokens' keys until all are certified: of several authorities one makes them.
         async with database.alone("start"):
@@ -137,6 +146,8 @@ async def open_parts(
         await asyncio.get_running_loop().run_in_executor(files, _publish_ca_certificates, home, hierarchy)
         await asyncio.get_running_loop().run_in_executor(files, load_known_primes)
         tag = issuer_tag(hierarchy.issuing.certificate_der)
+        issuing = hierarchy.issuing
+        register = partial(store.put_issuer, tag, sha1=issuing.hashes("sha1"), sha256=issuing.hashes("sha256"))
         presigner = await _presigner(
             config=config,
             builder=builder,
@@ -242,8 +253,9 @@ async def open_parts(
                 root_crl_interval_h=_ROOT_CRL_INTERVAL // dt.timedelta(hours=1),
                 plan=config.plan,
             ),
+            storage=StorageWatch(store=store, touch_store=register, ground=ground),
         )
-        await _recover(parts, store, tag)
+        await _recover(parts, register, reached)
         yield parts
 
 
@@ -347,20 +359,25 @@ async def _signer_pool(
         yield pool
 
 
-async def _recover(parts: Parts, store: LmdbStore, tag: IssuerTag) -> None:
+async def _recover(parts: Parts, register: Callable[[], Awaitable[None]], reached: Milestones) -> None:
     """Finish or close what a crash interrupted, before anybody can call."""
     await parts.issuance.recover()
+    reached(Step.INTENTS_CLOSED)
     await parts.batches.recover()
+    reached(Step.BATCHES_RECOVERED)
     await parts.publisher.ensure_published(_serial(parts.publisher.presigner.responder.certificate))
     await parts.reconciler.reconcile()
+    reached(Step.ANSWERS_COMPARED)
     for publisher in parts.crl_publishers:
         await publisher.ensure()
+    reached(Step.CRLS_THERE)
     # Only now is every answer of this issuer there; from now on workers may say that a serial is unknown.
-    issuing = parts.hierarchy.issuing
-    await store.put_issuer(tag, sha1=issuing.hashes("sha1"), sha256=issuing.hashes("sha256"))
+    await register()
+    reached(Step.ISSUER_REGISTERED)
     await parts.own.ensure_api(parts.config.listen.api_names)
     async with parts.database.alone("demo client"):
         await parts.own.ensure_demo(parts.clients)
+    reached(Step.OWN_CERTIFICATES)
 
 
 @asynccontextmanager

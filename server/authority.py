@@ -27,6 +27,7 @@ from server.home import Home, exclusive, write_file
 from server.issuance.catalogue import Catalogue
 from server.keys.hierarchy import ISSUING, OCSP
 from server.keys.token import prepare_token
+from server.milestones import Milestones, unwatched
 from server.notify import notify
 from server.renewal.service import Renewals
 from server.storage.migrate import upgrade
@@ -73,6 +74,7 @@ async def run_authority(
     lanes: list[LaneConfig],
     logger: FilteringBoundLogger,
     environ: Mapping[str, str],
+    reached: Milestones = unwatched,
 ) -> None:
     """Serve until SIGTERM or SIGINT; raises what opening raises."""
     stop = asyncio.Event()
@@ -80,7 +82,8 @@ async def run_authority(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with AsyncExitStack() as stack:
-        parts = await stack.enter_async_context(open_parts(config, lanes, clock=utc_now, logger=logger))
+        opened = open_parts(config, lanes, clock=utc_now, logger=logger, reached=reached)
+        parts = await stack.enter_async_context(opened)
         tls = await _tls(parts)
         loops = await stack.enter_async_context(_background(parts, tls))
         await _listen(stack, parts, tls, loops)
@@ -160,12 +163,13 @@ def _worker_sockets(parts: Parts) -> dict[str, Path]:
 
 def _readiness(parts: Parts, loops: "Background") -> Readiness:
     health = parts.pool.health()
-    reasons = health.reasons()
+    storage = parts.storage.reasons()
+    reasons = [*storage, *health.reasons()]
     if health.alive == 0:
         return Readiness(ready=False, reasons=["no signer lane is ready", *reasons])
     if not loops.running:
         return Readiness(ready=False, reasons=["a background loop has ended", *reasons])
-    return Readiness(ready=True, reasons=reasons)
+    return Readiness(ready=not storage, reasons=reasons)
 
 
 class Background:
@@ -187,7 +191,7 @@ class Background:
         await self._group.__aenter__()
         parts = self._parts
         loops = [parts.refresher.run(), parts.reconciler.run(), parts.commitments.run(), self._maintain()]
-        loops.append(parts.presence.run())
+        loops += [parts.presence.run(), parts.storage.run(), parts.issuance.run()]
         loops.append(UsageGauges(parts.database, parts.clock, parts.metrics, parts.logger).run())
         loops += [parts.batches.runner.run(), parts.batches.tidy()]
         for loop in [*loops, *(publisher.run() for publisher in parts.crl_publishers)]:

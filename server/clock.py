@@ -3,6 +3,9 @@
 import datetime as dt
 from collections.abc import Callable
 
+APART_S = 60
+"""Clocks of authorities on one database may differ by so much. What is further ahead was made by a wrong clock."""
+
 Clock = Callable[[], dt.datetime]
 """Returns now: an aware UTC datetime."""
 

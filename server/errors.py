@@ -140,6 +140,10 @@ class NotDurable(StorageError, ConfigError):
     """The database confirms what a crash can lose (operator): nothing is written to it."""
 
 
+class DiskFailed(StorageError):
+    """The database's disk gave an error after which it is not believed: this process must end (operator)."""
+
+
 class AlreadyRunning(ServerError):
     """Another certmill serves this home directory (operator)."""
 

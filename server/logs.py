@@ -1,8 +1,9 @@
 """Structured logs on standard error: JSON lines for programs, text for people. Built, not configured globally."""
 
+import contextlib
 import logging
 import sys
-from typing import Any
+from typing import Any, TextIO, cast
 
 import structlog
 from structlog.typing import FilteringBoundLogger
@@ -17,7 +18,8 @@ def make_logger(settings: LogSection, *, process: str) -> FilteringBoundLogger:
     text = settings.format == "text" or (settings.format == "auto" and sys.stderr.isatty())
     renderer: Any = structlog.dev.ConsoleRenderer() if text else structlog.processors.JSONRenderer()
     logger: FilteringBoundLogger = structlog.wrap_logger(
-        structlog.WriteLogger(sys.stderr),  # one write a line: several processes share the stream
+        # One write a line: several processes share the stream.
+        structlog.WriteLogger(cast(TextIO, LossyStream(sys.stderr))),
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -28,6 +30,27 @@ def make_logger(settings: LogSection, *, process: str) -> FilteringBoundLogger:
     ).bind(process=process)
     logging.basicConfig(handlers=[_Forward(logger)], level=logging.WARNING, force=True)
     return logger
+
+
+class LossyStream:
+    """A stream whose errors cost lines of the log and nothing else.
+
+    The audit log is in the database, not here. A disk that is full under the log must not fail a request, or end a
+    loop that wants to say what is wrong.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        """Write, or lose it."""
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        """Flush, or lose it."""
+        with contextlib.suppress(OSError):
+            self._stream.flush()
 
 
 class _Forward(logging.Handler):

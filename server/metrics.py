@@ -70,6 +70,12 @@ class AuthorityMetrics:
         self.issuance_queue_depth = Gauge(
             "certmill_issuance_queue_depth", "Prepared certificates waiting for a batch", registry=registry
         )
+        self.storage_up = Gauge(
+            "certmill_storage_up",
+            "Whether database and responses can be written; 0: nothing can be issued",
+            ["part"],
+            registry=registry,
+        )
         self.linted = Counter(
             "certmill_lint_certificates",
             "Certificates before signing: passed, refused, unavailable (so not signed), known (by its shape), "

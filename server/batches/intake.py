@@ -27,6 +27,7 @@ from server.errors import (
 )
 from server.ground import Ground
 from server.issuance.profiles import ProfileRegistry
+from server.milestones import Step
 from server.settings.batches import BatchesSection
 from server.storage.schema import JobState
 
@@ -96,6 +97,7 @@ class Intake:
         self._authority = authority
         self._clock = ground.clock
         self._logger = ground.logger
+        self._reached = ground.reached
         self._receiving: set[str] = set()
 
     async def receive(self, asked: Asked, read: Read) -> tuple[Job, bool]:
@@ -159,11 +161,14 @@ class Intake:
                 chunk = []
         if chunk:
             await self._records.add_rows(job_id, chunk)
+        self._reached(Step.BATCH_ROWS_DURABLE)
         if not reader.rows:
             raise BrokenBatch("the batch has no row", field="body", remedy="send at least one row")
-        return await self._records.received(
+        job = await self._records.received(
             job_id, epoch(self._clock()), rows=reader.rows, failed=failed, sha256=digest.digest()
         )
+        self._reached(Step.BATCH_RECEIVED)
+        return job
 
     async def _rows(
         self, reader: RowReader, read: Read, seen: Callable[[bytes], None]

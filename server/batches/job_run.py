@@ -23,6 +23,7 @@ from server.ground import Ground
 from server.issuance.order import BatchRow, Order
 from server.issuance.profiles import ProfileRegistry
 from server.issuance.service import IssuanceService
+from server.milestones import Step
 from server.storage.database import AnyRow
 from server.storage.schema import JobState, RowState
 from server.web.problem import INTERNAL, kind_of, problem_of
@@ -75,6 +76,7 @@ class JobRun:
             if self._stopping.is_set():
                 break
             if await self._patiently(lambda: work.finish(self.job, self._now())):
+                self._engine.ground.reached(Step.BATCH_FINISHED)
                 return
             if not await self._patiently(lambda: work.still_mine([self.job.id])):
                 break
@@ -223,6 +225,7 @@ class JobRun:
             outcomes, self._outcomes = self._outcomes, []
             try:
                 await self._engine.work.finish_rows(self.job.id, outcomes)
+                self._engine.ground.reached(Step.BATCH_FAILURES_DURABLE)
             except ServerError as error:
                 self._outcomes = outcomes + self._outcomes
                 if not await self._backoff.wait(error):

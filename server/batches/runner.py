@@ -13,6 +13,7 @@ from server.batches.job import Job
 from server.batches.job_run import Engine, JobRun
 from server.clock import epoch
 from server.errors import ServerError
+from server.milestones import Step
 from server.storage.schema import JobState
 
 TICK_S = 1.0
@@ -69,6 +70,7 @@ class BatchRunner:
         for job in self._choose(await engine.work.claimable(now)):
             counts = await engine.work.claim(job, now)
             if counts is not None:
+                engine.ground.reached(Step.BATCH_CLAIMED)
                 run = JobRun(job=job, counts=counts, engine=engine, share=partial(self._share, job.client))
                 self._runs[job.id] = run
                 tasks.create_task(self._guarded(run))

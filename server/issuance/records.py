@@ -14,6 +14,7 @@ from server.issuance.admission import Check, refusals
 from server.issuance.key_checks import refused_keys
 from server.issuance.order import PreparedOrder
 from server.issuance.quota import charge, refund
+from server.milestones import Milestones, Step, unwatched
 from server.status import schedule
 from server.storage.claims import database_time
 from server.storage.database import AnyRow, Database
@@ -36,15 +37,21 @@ class Finished:
 class IssuanceRecords:
     """Reads and writes the rows of one issuer's certificates. `checks` refuse single orders; so does the quota.
 
-    `authority`: who we are, see the table `authorities`.
+    `authority`: who we are, see the table `authorities`. `reached` is told of the steps inside the transactions.
     """
 
     def __init__(
-        self, database: Database, issuer_label: str, checks: Sequence[Check] = (), authority: str = ""
+        self,
+        database: Database,
+        issuer_label: str,
+        checks: Sequence[Check] = (),
+        authority: str = "",
+        reached: Milestones = unwatched,
     ) -> None:
         self._database = database
         self._issuer = issuer_label
         self._authority = authority or None
+        self._reached = reached
         self._checks = (refused_keys, *checks, charge)
 
     async def record_intents(self, batch: Sequence[PreparedOrder], now: int) -> Mapping[int, Exception]:
@@ -64,6 +71,7 @@ class IssuanceRecords:
             first = [p for index, p in admitted.items() if index not in refused]
             if first:
                 await self._insert_intents(connection, first, now)
+                self._reached(Step.INTENTS_BEFORE_COMMIT)
         return refused
 
     async def _take_keys(
@@ -105,12 +113,14 @@ class IssuanceRecords:
             await _finish_rows(connection, batch)
             await schedule.record(connection, [f.ocsp_row for f in batch])
             await append(connection, now, [_audit(f.prepared, "certificate.issued") for f in batch])
+            self._reached(Step.ISSUED_BEFORE_COMMIT)
 
     async def abandon(self, batch: Sequence[PreparedOrder], now: int) -> None:
         """Close the intents of a failed batch, free their idempotency keys; rows that were issued stay."""
         serials = [serial_hex(p.certificate.serial) for p in batch]
         async with self._database.write() as connection:
             await _abandon(connection, self._issuer, serials, now)
+            self._reached(Step.ABANDON_BEFORE_COMMIT)
 
     async def abandon_left_over(self, now: int) -> int:
         """Close what a crash left open, at start, before the first call: every intent of ours.
@@ -125,6 +135,7 @@ class IssuanceRecords:
                 query = query.where(self._closable(await database_time(connection, now)))
             serials = list((await connection.execute(query.order_by(c.serial).with_for_update())).scalars())
             await _abandon(connection, self._issuer, serials, now)
+            self._reached(Step.RECOVERY_BEFORE_COMMIT)
         return len(serials)
 
     def _closable(self, now: int) -> ColumnElement[bool]:

@@ -24,6 +24,7 @@ from server.issuance.admission import Check
 from server.issuance.idempotency import IdempotencyKeys
 from server.issuance.order import IssuedCertificate, Order, PreparedOrder
 from server.issuance.records import Finished, IssuanceRecords
+from server.milestones import Step
 from server.preparing.preparer import Preparer
 from server.preparing.workshop import Workshop
 from server.status import schedule
@@ -31,6 +32,8 @@ from server.status.publisher import StatusPublisher
 from signer_pool.batcher import Batcher
 from signer_pool.errors import PoolFull
 from signer_pool.pool import Priority, SignerPool
+
+LEFT_OPEN_S = 5.0
 
 
 class Linter(Protocol):
@@ -71,7 +74,8 @@ class IssuanceService:
         self._clock = ground.clock
         self._metrics = ground.metrics
         self._logger = ground.logger
-        self._records = IssuanceRecords(ground.database, issuer_label, checks, ground.authority)
+        self._reached = ground.reached
+        self._records = IssuanceRecords(ground.database, issuer_label, checks, ground.authority, ground.reached)
         self._keys = IdempotencyKeys(self._records, ground.metrics, ground.clock)
         make = partial(
             Batcher[PreparedOrder, IssuedCertificate],
@@ -81,6 +85,7 @@ class IssuanceService:
             queue_limit=settings.queue_limit,
             weights=weights,
         )
+        self._left_open: list[PreparedOrder] = []
         # Two queues, so that nobody who waits for an answer stands behind a bureau's whole list.
         self._interactive = make(partial(self._issue_batch, priority=Priority.INTERACTIVE))
         self._bulk = make(partial(self._issue_batch, priority=Priority.BULK))
@@ -136,6 +141,7 @@ class IssuanceService:
         return [refused[index] if index in refused else next(issued) for index in range(len(batch))]
 
     async def _issue_recorded(self, batch: Sequence[PreparedOrder], priority: Priority) -> list[IssuedCertificate]:
+        self._reached(Step.INTENTS_DURABLE)
         try:
             # Step 5: sign the certificates, then their OCSP responses.
             due = asyncio.get_running_loop().time() + self._sign_deadline_s
@@ -146,21 +152,28 @@ class IssuanceService:
                 algorithm=self._issuer.algorithm.name,
                 deadline_s=self._sign_deadline_s,
             )
+            self._reached(Step.CERTIFICATES_SIGNED)
             responses = await self._sign_responses(batch, due - asyncio.get_running_loop().time())
+            self._reached(Step.RESPONSES_SIGNED)
             # Step 6: assemble, and compare with what was linted (the pool has verified the signatures).
             finished = [
                 self._finish(p, signature, response)
                 for p, signature, response in zip(batch, signatures, responses, strict=True)
             ]
+            self._reached(Step.ASSEMBLED)
             # Step 7: one transaction; from here on the certificates are issued.
             await self._records.record_issued(finished, epoch(self._clock()))
+            self._reached(Step.ISSUED_DURABLE)
         except BaseException:
+            self._metrics.issuance_failed.inc()
             await self._abandon(batch)
             raise
         # Step 8: publish the answers, and only then answer the callers.
         await self._publisher.publish(responses)
+        self._reached(Step.PUBLISHED)
         for p in batch:
             self._metrics.certificates_issued.labels(p.certificate.profile.identity).inc()
+        self._reached(Step.ANSWERING)
         return [_issued(f) for f in finished]
 
     async def _sign_responses(self, batch: Sequence[PreparedOrder], deadline_s: float) -> list[SignedResponse]:
@@ -175,14 +188,27 @@ class IssuanceService:
         return Finished(prepared=prepared, certificate_der=certificate_der, ocsp_row=row)
 
     async def _abandon(self, batch: Sequence[PreparedOrder]) -> None:
-        """Close the intents of a failed batch. If even that fails, recovery at the next start does it."""
-        self._metrics.issuance_failed.inc()
+        """Close the intents of a failed batch. If even that fails, `run` or the next start does it."""
         try:
             await self._records.abandon(batch, epoch(self._clock()))
         except ServerError as error:
-            self._logger.error("intents stay open until the next start", error=str(error), intents=len(batch))
+            self._logger.error("intents stay open for now", error=str(error), intents=len(batch))
+            self._left_open += batch
         else:
             self._metrics.intents_abandoned.inc(len(batch))
+            self._reached(Step.ABANDONED)
+
+    async def run(self) -> None:
+        """Close what could not be closed when it failed, until cancelled."""
+        while True:
+            await asyncio.sleep(LEFT_OPEN_S)
+            await self.close_left_open()
+
+    async def close_left_open(self) -> None:
+        """Try once to close what could not be closed when it failed."""
+        left_open, self._left_open = self._left_open, []
+        if left_open:
+            await self._abandon(left_open)
 
     async def recover(self) -> None:
         """Close what a crash left open; call before the first `issue`. Raises `StorageError`."""

@@ -88,6 +88,7 @@ class HierarchyBuilder:
                 c.revoked_at.is_(None),
                 c.spki_sha256 == _spki_sha256(key),
                 c.not_after > epoch(self._clock() + RESPONDER_RENEWAL),
+                c.not_before <= epoch(self._clock()),  # else made while the clock was wrong
             )
             .order_by(c.not_after.desc())
             .limit(1)

@@ -129,6 +129,8 @@ class OwnCertificates:
             return False
         if certificate.not_valid_after_utc < self._clock() + RENEWAL:
             return False
+        if certificate.not_valid_before_utc > self._clock():  # made while the clock was wrong
+            return False
         return key.public_key() == certificate.public_key() and _has_names(certificate, names)
 
 

@@ -22,9 +22,10 @@ from pkix.issuer import Issuer
 from pkix.names import SerialNumber
 from pkix.unsigned import assemble
 from server.audit.log import AuditEntry, append
-from server.clock import epoch, from_epoch
+from server.clock import APART_S, epoch, from_epoch
 from server.errors import ServerError
 from server.ground import Ground
+from server.milestones import Step
 from server.revocation.crl_file import publish_file, published_number
 from server.storage.schema import State, certificates, crls, issuers
 from signer_pool.errors import SignerPoolError
@@ -70,6 +71,7 @@ class CrlPublisher:
         self._metrics = ground.metrics
         self._logger = ground.logger
         self._leadership = ground.leadership
+        self._reached = ground.reached
         self._requested = asyncio.Event()
 
     def request(self) -> None:
@@ -105,7 +107,7 @@ class CrlPublisher:
         latest = await self._latest()
         this_update = 0 if latest is None else latest[1]
         c = certificates.c
-        query = select(c.id).where(c.issuer == self._label, c.revoked_at >= this_update).limit(1)
+        query = select(c.id).where(c.issuer == self._label, c.revoked_at >= this_update - APART_S).limit(1)
         async with self._database.read() as connection:
             return (await connection.execute(query)).first() is not None
 
@@ -120,13 +122,15 @@ class CrlPublisher:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_S):
                     await self._requested.wait()
-            if self._database.shared:
-                due_at = await self.due_at()
+            due_at = await self.due_at()
         if self._requested.is_set():
             await asyncio.sleep(self._debounce_s)
 
     async def due_at(self) -> dt.datetime:
-        """Return when the next CRL is due: the interval after the last one, now if file or CRL is missing."""
+        """Return when the next CRL is due: the interval after the last one.
+
+        Now, if file or CRL is missing, or it was made while the clock was wrong: nobody takes a CRL of tomorrow.
+        """
         latest = await self._latest()
         published = await self._on_disk(published_number, self._path)
         if latest is not None and published < latest[0] and self._database.shared:
@@ -135,6 +139,8 @@ class CrlPublisher:
             return self._clock()  # published > latest: the database is a restored one
         number, this_update, next_update, entries = latest
         self._measure(number, next_update, entries)
+        if this_update > epoch(self._clock()) + APART_S:
+            return self._clock()
         return from_epoch(this_update) + self._interval
 
     async def _follow(self, number: int) -> int:
@@ -154,6 +160,7 @@ class CrlPublisher:
         this_update = self._clock().replace(microsecond=0)
         next_update = min(this_update + self._validity, self._issuer.certificate.not_valid_after_utc)
         number, entries = await self._reserve(epoch(this_update), epoch(next_update))
+        self._reached(Step.CRL_NUMBER_DURABLE)
         tbs = prepare_crl(
             issuer=self._issuer,
             number=number,
@@ -164,10 +171,13 @@ class CrlPublisher:
         signature = await self._pool.sign(
             self._key_label, tbs, Priority.CRL, algorithm=self._issuer.algorithm.name
         )
+        self._reached(Step.CRL_SIGNED)
         crl_der = assemble(tbs, self._issuer.algorithm, signature)
         check_crl(crl_der, issuer=self._issuer, number=number, entries=len(entries))
         await self._record(number, crl_der, len(entries), epoch(this_update))
+        self._reached(Step.CRL_RECORDED)
         await self._on_disk(publish_file, self._path, number, crl_der)
+        self._reached(Step.CRL_WRITTEN)
         self._measure(number, epoch(next_update), len(entries))
         self._logger.info("CRL published", issuer=self._label, number=number, entries=len(entries))
         return number
@@ -189,6 +199,7 @@ class CrlPublisher:
                 "entries": 0,
             }
             await connection.execute(insert(crls), row)
+            self._reached(Step.CRL_NUMBER_BEFORE_COMMIT)
             if self._database.shared:
                 return number, await self._entries(connection)
         async with self._database.read() as connection:
@@ -197,7 +208,8 @@ class CrlPublisher:
     async def _entries(self, connection: AsyncConnection) -> list[RevokedEntry]:
         """Return what is revoked; an expired certificate stays until one CRL after its expiry (BR 4.10.1)."""
         latest = await self._latest_in(connection)
-        previous = 0 if latest is None else latest[1]
+        # The latest may be of a clock that was wrong: what has not expired by now stays all the same.
+        previous = 0 if latest is None else min(latest[1], epoch(self._clock()))
         c = certificates.c
         query = (
             select(c.serial, c.revoked_at, c.reason)
@@ -236,6 +248,7 @@ class CrlPublisher:
             old = (crls.c.issuer == self._label, crls.c.number <= number - KEPT, crls.c.der.is_not(None))
             await connection.execute(update(crls).where(*old).values(der=None))
             await append(connection, now, [entry])
+            self._reached(Step.CRL_BEFORE_COMMIT)
 
     async def _latest(self) -> tuple[int, int, int, int] | None:
         """Return (number, thisUpdate, nextUpdate, entries) of the latest finished CRL."""

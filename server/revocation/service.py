@@ -10,6 +10,7 @@ from server.audit.log import AuditEntry, append
 from server.clock import epoch
 from server.errors import Conflict, NotFound
 from server.ground import Ground
+from server.milestones import Step
 from server.revocation.crl_publisher import CrlPublisher
 from server.status import schedule
 from server.status.publisher import FAULTS, HASH_NAMES, Answer, StatusPublisher, certificate_status
@@ -46,6 +47,7 @@ class RevocationService:
         self._clock = ground.clock
         self._metrics = ground.metrics
         self._logger = ground.logger
+        self._reached = ground.reached
 
     async def revoke(
         self, serial: SerialNumber, reason: RevocationReason, *, client: str, request_id: str
@@ -57,11 +59,14 @@ class RevocationService:
         with self._metrics.revocation_seconds.time():
             # Step 1: durable in the database, with its audit entry, and due for a new answer.
             revoked_at, not_after = await self._record(serial, reason, client, request_id)
+            self._reached(Step.REVOKED_DURABLE)
             # Step 2: the CRL follows within the debounce time, whatever becomes of the rest.
             self._crl_publisher.request()
+            self._reached(Step.CRL_REQUESTED)
             # Step 3: "good" leaves the responder, with or without an HSM.
             # Step 4: the revoked answers, under every CertID hash.
             published = await self._publish(serial, revoked_at, reason, not_after)
+            self._reached(Step.REVOKED_PUBLISHED)
         return Revocation(serial=serial, revoked_at=revoked_at, reason=reason, answer_published=published)
 
     async def _record(
@@ -98,6 +103,7 @@ class RevocationService:
                 detail={"reason": reason.value},
             )
             await append(connection, now, [entry])
+            self._reached(Step.REVOKE_BEFORE_COMMIT)
         self._metrics.revocations.labels(reason.value).inc()
         return now, row.not_after
 
@@ -109,6 +115,7 @@ class RevocationService:
         answers = [Answer(status=status, hash_name=name, not_after=not_after) for name in HASH_NAMES]
         try:
             await self._publisher.withdraw_good(serial)
+            self._reached(Step.GOOD_WITHDRAWN)
             await self._publisher.answer(answers, Priority.REVOCATION, deadline_s=SIGN_DEADLINE_S)
         except FAULTS as error:
             # The revocation stands in the database; the refresher signs the answer as soon as it can.

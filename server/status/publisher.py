@@ -13,7 +13,7 @@ from sqlalchemy import select
 
 from ocsp.errors import OcspError
 from ocsp.presigner import Presigner, SignedResponse
-from ocsp.store import ResponseStore, Status, StoredResponse
+from ocsp.store import MENDED_CLOCK_S, ResponseStore, Status, StoredResponse
 from pkix.crl import RevocationReason
 from pkix.errors import PkixError
 from pkix.names import SerialNumber, serial_hex
@@ -21,6 +21,7 @@ from pkix.ocsp_response import CertificateStatus, HashName
 from server.clock import epoch, from_epoch
 from server.errors import ServerError
 from server.ground import Ground
+from server.milestones import Step
 from server.status import schedule
 from server.storage.schema import certificates
 from signer_pool.errors import SignerPoolError
@@ -57,6 +58,7 @@ class StatusPublisher:
         self._store = store
         self._database = ground.database
         self._clock = ground.clock
+        self._reached = ground.reached
 
     async def answer(
         self, answers: Sequence[Answer], priority: Priority, *, deadline_s: float = 30.0
@@ -66,7 +68,9 @@ class StatusPublisher:
             return []
         prepared = [self.presigner.prepare(a.status, a.hash_name) for a in answers]
         signed = await self.presigner.sign(prepared, priority, deadline_s=deadline_s)
+        self._reached(Step.ANSWERS_SIGNED)
         await self.publish(signed)
+        self._reached(Step.ANSWERS_PUBLISHED)
         rows = [
             schedule.schedule_row(self.issuer_label, one, a.not_after)
             for one, a in zip(signed, answers, strict=True)
@@ -76,6 +80,8 @@ class StatusPublisher:
             await schedule.record(connection, rows)
             # A revocation came between our reading and now: the store keeps its answer, and it stays due.
             await schedule.hurry(connection, self.issuer_label, good, if_revoked=True)
+            self._reached(Step.ANSWERS_BEFORE_COMMIT)
+        self._reached(Step.ANSWERS_SCHEDULED)
         return signed
 
     async def publish(self, signed: Sequence[SignedResponse]) -> None:
@@ -110,9 +116,12 @@ class StatusPublisher:
         return True
 
     async def has_live_answer(self, serial: SerialNumber, hash_name: HashName) -> bool:
-        """Say whether the store has a signed response before its nextUpdate."""
+        """Say whether the store has a signed response before its nextUpdate, and not from the future."""
         stored = await self._store.get(self.presigner.key(serial, hash_name))
-        return stored is not None and bool(stored.der) and stored.next_update > epoch(self._clock())
+        if stored is None or not stored.der:
+            return False
+        now = epoch(self._clock())
+        return stored.next_update > now and stored.this_update - now <= MENDED_CLOCK_S
 
     async def stored_der(self, serial: SerialNumber, hash_name: HashName) -> bytes:
         """Return the response in the store, which is the one that may be given out; empty if none."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import select
 
-from ocsp.store import ResponseStore, Status, StoredResponse
+from ocsp.store import MENDED_CLOCK_S, ResponseStore, Status, StoredResponse
 from pkix.ocsp_response import HashName
 from server.clock import epoch
 from server.ground import Ground
@@ -110,4 +110,7 @@ class Reconciler:
 
     def _right(self, stored: StoredResponse | None, wanted: Status) -> bool:
         now = epoch(self._clock())
-        return stored is not None and stored.status is wanted and stored.next_update > now
+        if stored is None or stored.status is not wanted:
+            return False
+        # One from the future was made while the clock was wrong: nobody takes it (RFC 6960 §4.2.2.1).
+        return stored.next_update > now and stored.this_update - now <= MENDED_CLOCK_S

@@ -4,19 +4,21 @@ Callers see only `AsyncConnection`, and write SQL that both speak; where they di
 `server/storage/` (upserts.py, claims.py).
 """
 
+import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 from sqlalchemy import Row
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from server.errors import StorageError
+from server.errors import DiskFailed, NotDurable, StorageError
+from server.storage.disk import is_disk_failure
 from server.storage.place import Place, PostgresPlace, SqlitePlace
 from server.storage.sqlite import SqliteEngine
 
@@ -56,10 +58,16 @@ class Database:
 
     `write()` and `read()` raise `StorageError` for every driver error: constraint violations, lost connections,
     deadlocks. A row that the database refuses is not stored, whatever the reason. The next call connects anew.
+
+    `trouble` says why it does not work at present; None as soon as a write has succeeded again. `failed` is set by
+    an error after which the disk is not believed (see disk.py): from then on every call raises `DiskFailed`, and
+    whoever runs this process ends it.
     """
 
     def __init__(self, place: Place | Path) -> None:
         self.place: Place = SqlitePlace(place) if isinstance(place, Path) else place
+        self.trouble: str | None = None
+        self.failed = asyncio.Event()
         self._engine: Engine
         if isinstance(self.place, PostgresPlace):
             from server.storage.postgres import PostgresEngine  # noqa: PLC0415 - asyncpg, for those who need it
@@ -94,16 +102,35 @@ class Database:
         On SQLite it is the only one. On PostgreSQL others run beside it: read `with_for_update()` what you decide
         by, or let a constraint decide.
         """
-        with self.faults():
+        with self._minded():
             async with self._engine.writing() as connection:
                 yield connection
+        self.trouble = None
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
         """Open a read transaction on a consistent snapshot."""
-        with self.faults():
+        with self._minded():
             async with self._engine.reading() as connection:
                 yield connection
+
+    @contextlib.contextmanager
+    def _minded(self) -> Iterator[None]:
+        """Translate what the driver raises, and keep in mind what it means for the next call."""
+        if self.failed.is_set():
+            raise DiskFailed(f"{self.place}: {self.trouble}")
+        try:
+            with self.faults():
+                yield
+        except StorageError as error:
+            cause = error.__cause__
+            if is_disk_failure(cause):
+                self.trouble = str(error)
+                self.failed.set()
+                raise DiskFailed(str(error)) from cause
+            if isinstance(error, NotDurable) or (cause is not None and not isinstance(cause, IntegrityError)):
+                self.trouble = str(error)
+            raise
 
     def session(self) -> AbstractAsyncContextManager[AsyncConnection]:
         """Open a connection of its own where each statement commits; use it inside `faults()`. Not for SQLite."""

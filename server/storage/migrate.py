@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 
 from server.errors import ConfigError
 from server.storage.blocking import blocking
+from server.storage.disk import settle
 from server.storage.place import Place, SqlitePlace
 
 
@@ -22,6 +23,7 @@ def upgrade(place: Place | Path, *, to: str = "head") -> None:
     config = _config()
 
     def work(connection: Connection) -> None:
+        settle(connection)
         _require_known(place, revision_of(connection))
         connection.rollback()  # else Alembic takes our transaction for the caller's, and does not commit it
         config.attributes["connection"] = connection

@@ -18,7 +18,7 @@ from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 from structlog.typing import FilteringBoundLogger
 
-from server.clock import Clock, epoch
+from server.clock import APART_S, Clock, epoch
 from server.errors import AlreadyRunning, ConfigError, ServerError, StorageError
 from server.home import Home, write_file
 from server.storage.claims import database_time
@@ -29,7 +29,6 @@ from server.storage.upserts import insert_for
 
 LOOK_S = 2.0
 HEARTBEAT_S = 20.0
-CLOCKS_APART_S = 60
 PATIENCE_S = 40.0
 _POLL_S = 0.1
 _LEADER = "leader"
@@ -170,7 +169,7 @@ class Presence:
     async def _require_fit(self, connection: AsyncConnection) -> None:
         """See that we are no copy, have the time of the database, and the response store of the others."""
         apart = epoch(self._clock()) - await database_time(connection, 0)
-        if abs(apart) > CLOCKS_APART_S:
+        if abs(apart) > APART_S:
             raise StorageError(
                 f"{self._database.place}: the clock of this host and that of the database's differ by {apart} s; "
                 "let both follow the same time servers"

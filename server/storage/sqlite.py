@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from server.storage.disk import CHECKPOINT_COMMITS
 from server.storage.place import SqlitePlace
 
 _BUSY_TIMEOUT_MS = 5000
@@ -27,6 +28,8 @@ class SqliteEngine:
     def __init__(self, place: SqlitePlace) -> None:
         self._writer = _engine(place, begin="BEGIN IMMEDIATE", connections=1)
         self._readers = _engine(place, begin="BEGIN", connections=4)
+        self._checkpointer = _engine(place, begin=None, connections=1)
+        self._commits = 0
         self._turn = asyncio.Lock()
         self._alone: dict[str, asyncio.Lock] = {}
 
@@ -37,12 +40,23 @@ class SqliteEngine:
         """Close every connection."""
         await self._writer.dispose()
         await self._readers.dispose()
+        await self._checkpointer.dispose()
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[AsyncConnection]:
         """Open the one write transaction."""
-        async with self._turn, self._writer.begin() as connection:
-            yield connection
+        async with self._turn:
+            await self._checkpoint()
+            async with self._writer.begin() as connection:
+                yield connection
+
+    async def _checkpoint(self) -> None:
+        """Move the log into the file now and then. SQLite would do so by itself, and hide an fsync that failed."""
+        self._commits += 1
+        if self._commits >= CHECKPOINT_COMMITS:
+            self._commits = 0
+            async with self._checkpointer.connect() as connection:
+                await connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)")
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
@@ -65,7 +79,7 @@ class SqliteEngine:
             self._alone[name].release()
 
 
-def _engine(place: SqlitePlace, *, begin: str, connections: int) -> AsyncEngine:
+def _engine(place: SqlitePlace, *, begin: str | None, connections: int) -> AsyncEngine:
     engine = create_async_engine(
         f"sqlite+aiosqlite:///{place.path}", pool_size=connections, max_overflow=0, pool_timeout=30
     )
@@ -78,6 +92,7 @@ def _engine(place: SqlitePlace, *, begin: str, connections: int) -> AsyncEngine:
         for pragma in (
             "journal_mode=WAL",
             "synchronous=FULL",
+            "wal_autocheckpoint=0",
             f"busy_timeout={_BUSY_TIMEOUT_MS}",
             "foreign_keys=ON",
             "temp_store=MEMORY",
@@ -85,8 +100,10 @@ def _engine(place: SqlitePlace, *, begin: str, connections: int) -> AsyncEngine:
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 
-    @event.listens_for(engine.sync_engine, "begin")
-    def start(connection: Any) -> None:  # noqa: ANN401
-        connection.exec_driver_sql(begin)
+    if begin is not None:
+
+        @event.listens_for(engine.sync_engine, "begin")
+        def start(connection: Any) -> None:  # noqa: ANN401
+            connection.exec_driver_sql(begin)
 
     return engine

@@ -1,5 +1,6 @@
 """The worker's end: it answers one request after the other, and ends when its parent does."""
 
+import contextlib
 import ctypes
 import signal
 import socket
@@ -19,7 +20,12 @@ def run(descriptor: str, serve: Callable[[BinaryIO], None]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # they may reach the whole group: the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    with socket.socket(fileno=int(descriptor)) as connection, connection.makefile("rwb") as stream:
+    # A parent that is gone needs no answer, and nobody a traceback.
+    with (
+        contextlib.suppress(ConnectionError),
+        socket.socket(fileno=int(descriptor)) as connection,
+        connection.makefile("rwb") as stream,
+    ):
         serve(cast("BinaryIO", stream))
     return 0
 

@@ -9,7 +9,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,11 +35,12 @@ class Reply:
 
 @dataclass
 class RunningCertmill:
-    """`certmill serve` on free ports; `api` speaks with the demo client's certificate."""
+    """`certmill serve`, or another `command`, on free ports; `api` speaks with the demo client's certificate."""
 
     home: Path
     settings: Mapping[str, str] = field(default_factory=dict)
     process: subprocess.Popen[str] | None = None
+    command: Sequence[str] = ("server", "serve")
 
     def __post_init__(self) -> None:
         self.api_port, self.public_port, self.admin_port = free_ports(3)
@@ -60,12 +61,16 @@ class RunningCertmill:
 
     def start(self) -> None:
         """Start and wait for readiness; fails with the log."""
+        self.launch(*self.command)
+        self.wait_ready()
+
+    def launch(self, module: str, *arguments: str) -> None:
+        """Start a module of this checkout, whatever becomes of it."""
         self.home.mkdir(parents=True, exist_ok=True)
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "server", "serve"], env=self.environ, stdout=log, stderr=log, text=True
+                [sys.executable, "-m", module, *arguments], env=self.environ, stdout=log, stderr=log, text=True
             )
-        self.wait_ready()
 
     def wait_ready(self) -> None:
         """Wait until the authority says that it is ready."""

@@ -8,10 +8,11 @@ import sys
 from asyncio.subprocess import PIPE
 from pathlib import Path
 
+import lmdb
 import pytest
 
 from ocsp.entry import pack, unpack
-from ocsp.errors import StoreError, StoreFull
+from ocsp.errors import StoreBroken, StoreError, StoreFull
 from ocsp.generation import Generation
 from ocsp.lmdb_store import MAP_BYTES, LmdbReader, LmdbStore
 from ocsp.store import ResponseKey, Status, StoredResponse, key_prefix
@@ -31,8 +32,9 @@ NEW_REVOKED = response(Status.REVOKED, b"revoked again")
         ((OLD_GOOD, NEW_GOOD, PENDING), PENDING),
         ((OLD_GOOD, NEW_GOOD, PENDING, OLD_REVOKED), OLD_REVOKED),
         ((NEW_GOOD, PENDING, OLD_REVOKED, NEW_REVOKED), NEW_REVOKED),
+        ((response(age_s=-86400), PENDING), PENDING),
     ],
-    ids=["newer wins", "pending beats good", "revoked beats pending", "newer revoked wins"],
+    ids=["newer wins", "pending beats good", "revoked beats pending", "newer revoked wins", "status beats time"],
 )
 def test_order_of_writers_does_not_matter(
     tmp_path: Path, writes: tuple[StoredResponse, ...], stays: StoredResponse
@@ -271,3 +273,33 @@ def test_a_reader_does_not_move_the_generation(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="reader"):
         generation.bump()
     generation.close()
+
+
+@pytest.mark.parametrize(("ahead_s", "stays"), [(3600, True), (3601, False)])
+def test_an_answer_of_a_clock_that_was_wrong_gives_way(tmp_path: Path, ahead_s: int, stays: bool) -> None:
+    future = response(der=b"future", age_s=-ahead_s)
+
+    async def publish(store: LmdbStore) -> None:
+        await store.publish([(key(1), future)])
+        await store.publish([(key(1), NEW_GOOD)])
+        assert await store.get(key(1)) == (future if stays else NEW_GOOD)
+
+    with_store(tmp_path / "store", publish)
+
+
+def test_a_store_that_has_stopped_for_good_says_so_until_a_write_succeeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_arguments: object) -> None:
+        raise lmdb.PanicError("mdb_txn_begin", -30795)
+
+    async def publish(store: LmdbStore) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "_publish", stopped)
+            with pytest.raises(StoreBroken):
+                await store.publish([(key(1), NEW_GOOD)])
+        assert store.trouble is not None
+        await store.publish([(key(1), NEW_GOOD)])
+        assert store.trouble is None
+
+    with_store(tmp_path / "store", publish)

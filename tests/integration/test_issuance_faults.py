@@ -236,7 +236,7 @@ async def test_a_client_gets_only_what_it_may_ask_for(
 
 async def test_two_contents_never_share_a_serial(parts: Parts, table: Table) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("server.issuance.preparing.new_serial", lambda: 1 << 100)
+        patch.setattr("server.preparing.preparer.new_serial", lambda: 1 << 100)
         first = await parts.issuance.issue(order("a.example.gov"))
         with pytest.raises(StorageError):
             await parts.issuance.issue(order("b.example.gov"))

@@ -13,6 +13,7 @@ from pathlib import Path
 PARENT_MAY_GROW = 0.05
 LANES_MAY_GROW = 0.10
 MAY_GROW_BYTES = 8 * 2**20
+_FEWEST_LOOKS = 2
 _PAGE_BYTES = resource.getpagesize()
 
 
@@ -59,6 +60,8 @@ class Memory:
             ("parent", self._parent, PARENT_MAY_GROW),
             ("lane", self._lanes, LANES_MAY_GROW),
         ):
+            if min(len(seen[1]), len(seen[2])) < _FEWEST_LOOKS:
+                continue  # a run of seconds on a busy machine: nothing to compare
             middle, last = (statistics.quantiles(seen[third], n=10)[-1] for third in (1, 2))
             figures[f"{name} MiB, second third"] = middle / 2**20
             figures[f"{name} MiB, last third"] = last / 2**20

@@ -11,6 +11,7 @@ from pkix.errors import KeyRejected
 from pkix.keys import NEW_KEY
 from pkix.weak_keys import check_weaknesses
 from server.issuance.order import PreparedOrder
+from server.storage.key_locks import hold_keys
 from server.storage.schema import certificates
 
 _OWN = "certmill"
@@ -49,6 +50,7 @@ async def refused_keys(
     compromised = c.reason == RevocationReason.KEY_COMPROMISE.value
     own = and_(c.client == _OWN, c.request_id.in_(_OWN_REQUESTS))
     keys = {p.certificate.spki_sha256 for p in batch}
+    await hold_keys(connection, keys, alone=False)
     query = select(c.spki_sha256, c.reason).where(c.spki_sha256.in_(keys), or_(compromised, own)).distinct()
     known: dict[bytes, bool] = {}  # whether it was compromised
     for key, reason in (await connection.execute(query)).all():

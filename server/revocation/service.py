@@ -14,6 +14,7 @@ from server.milestones import Step
 from server.revocation.crl_publisher import CrlPublisher
 from server.status import schedule
 from server.status.publisher import FAULTS, HASH_NAMES, Answer, StatusPublisher, certificate_status
+from server.storage.key_locks import hold_keys
 from server.storage.schema import State, certificates
 from signer_pool.pool import Priority
 
@@ -75,7 +76,7 @@ class RevocationService:
         here = (c.issuer == label, c.serial == text, c.client == client, c.state == State.ISSUED)
         now = epoch(self._clock())
         async with self._database.write() as connection:
-            found = select(c.not_after, c.revoked_at, c.reason).where(*here)
+            found = select(c.not_after, c.revoked_at, c.reason, c.spki_sha256).where(*here)
             row = (await connection.execute(found.with_for_update())).one_or_none()
             if row is None:
                 raise NotFound(
@@ -90,6 +91,8 @@ class RevocationService:
                         remedy="nothing is left to do: a revocation cannot be changed or taken back",
                     )
                 return row.revoked_at, row.not_after
+            if reason is RevocationReason.KEY_COMPROMISE:  # nobody certifies the key meanwhile
+                await hold_keys(connection, [row.spki_sha256], alone=True)
             await connection.execute(update(certificates).where(*here).values(revoked_at=now, reason=reason.value))
             await schedule.hurry(connection, label, [text])
             entry = AuditEntry(

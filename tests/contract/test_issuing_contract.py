@@ -8,10 +8,12 @@ import pytest
 from sqlalchemy import func, insert, select, text, update
 
 from pkix.crl import RevocationReason
+from pkix.errors import KeyRejected
 from server.app import Parts
 from server.clock import epoch, utc_now
 from server.errors import Overloaded, StorageError
 from server.issuance import idempotency
+from server.issuance.key_checks import refused_keys
 from server.issuance.records import LONGEST_BATCH_S
 from server.storage.schema import audit_log, certificates, idempotency_keys
 from tests.contract.test_database_contract import certificate
@@ -178,3 +180,23 @@ async def test_every_certificate_has_its_audit_entries(parts: Parts) -> None:
         counted = {row[0]: row[1] for row in await connection.execute(entries.group_by(audit_log.c.object))}
     assert serials
     assert counted == dict.fromkeys(serials, 1)
+
+
+async def test_a_key_is_not_found_compromised_while_it_is_certified(parts: Parts) -> None:
+    wanted = order("compromised.example.gov")
+    issued = await parts.issuance.issue(wanted)
+    prepared = await parts.issuance.prepare(wanted)
+    async with asyncio.TaskGroup() as group, parts.database.write() as connection:
+        assert await refused_keys(connection, [prepared], epoch(utc_now())) == {}
+        revoking = group.create_task(
+            parts.revocation.revoke(
+                issued.serial, RevocationReason.KEY_COMPROMISE, client="ministry", request_id="test"
+            )
+        )
+        done, _ = await asyncio.wait([revoking], timeout=0.3)
+        assert not done, "it waits for who certifies the key"
+    async with parts.database.write() as connection:
+        refused = await refused_keys(connection, [prepared], epoch(utc_now()))
+    assert "compromised" in str(refused[0])
+    with pytest.raises(KeyRejected, match="compromised"):
+        await parts.issuance.issue(wanted)

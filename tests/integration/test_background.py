@@ -13,9 +13,11 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 
+from ocsp import presigner
 from ocsp.store import Status
 from pkix.names import serial_hex
 from pkix.ocsp_request import UNAUTHORIZED
+from pkix.ocsp_response import PreparedResponse, Responder, assemble_response
 from server.app import Parts
 from server.clock import epoch
 from server.metrics import AuthorityMetrics
@@ -118,8 +120,8 @@ async def test_comparison_outlives_a_database_that_refuses(parts: Parts, table: 
     assert await stored_status(parts, issued.serial) is Status.GOOD
 
 
-async def garbled(_key: str, tbs_list: list[bytes], *_: object, **__: object) -> list[bytes]:
-    return [b"no signature"] * len(tbs_list)
+def garbled(prepared: PreparedResponse, responder: Responder, signature: bytes) -> bytes:
+    return assemble_response(prepared, responder, signature[:-1] + bytes((signature[-1] ^ 1,)))
 
 
 async def test_loops_outlive_answers_that_do_not_verify(parts: Parts, clock: MovableClock) -> None:
@@ -129,7 +131,7 @@ async def test_loops_outlive_answers_that_do_not_verify(parts: Parts, clock: Mov
     before = await store.get(key)
     async with running(parts.refresher.run()), running(parts.reconciler.run()):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(parts.pool, "sign_many", garbled)
+            patch.setattr(presigner, "assemble_response", garbled)
             for counter in ("ocsp_refresh_failures", "ocsp_comparison_failures"):
                 await until(lambda counter=counter: value(parts.metrics, counter) >= 2)  # type: ignore[misc]
             assert await store.get(key) == before, "nothing that does not verify is published"

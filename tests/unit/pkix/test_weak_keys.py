@@ -1,4 +1,4 @@
-"""Keys that can be broken are refused; the vectors are public keys of badkeys' own tests, or made here."""
+"""Keys that can be broken are refused. All are made here but one: nobody can make a key that others have published."""
 
 import math
 import secrets
@@ -12,7 +12,7 @@ from pkix.errors import KeyRejected
 from pkix.keys import SubjectPublicKey, check_subject_key
 from pkix.weak_keys import check_weaknesses, load_known_primes
 
-# badkeys, tests/data/rsa-sharedprimes.key: out of a certificate in crt.sh (5534506057).
+# The public key of a certificate in crt.sh (5534506057).
 SHARED_PRIME = """-----BEGIN RSA PUBLIC KEY-----
 MIIBCgKCAQEAtQS720djHoBY2eXEDsMNGi6GWY/B37TyGO6tAgQJnweAvk5ABi3A
 KaOJzHQLmqpkzzh92z2FHzZpKoOiy4Eq0tt4J20zgFPiYdAG5mffTcgtMhymCXBc
@@ -21,27 +21,6 @@ AaUjuZCcyYIIDdENnaP3wTPo0FEdWozb0/4+SNJ1IhlwyQGUu77mAHgr3Q2j/GqY
 bH+mFd5dRlzi00FXaMF06ViYiwKgW27ef1ZCD3Z0yFZ7uaNaGAnflsOUsoaMutSk
 QPs0JEAVmnVkjCfpTKylM9D/B0ZjutZspQIDAQAB
 -----END RSA PUBLIC KEY-----
-"""
-# badkeys, tests/data/rsa-roca.key.
-ROCA = """-----BEGIN RSA PUBLIC KEY-----
-MIIBCgKCAQEAkTKtIR/MDftNrkgyashkwifks5Swm9HEkw4ZcCijyQdpTStInk9p
-dUrq4zjG6tk5xX9AaYXLu47fmiBVzClGvAXTZbpn6JbG1IERUs+i0pBRT5CzUu7v
-J/63L72NzVvJFaT0SUE5zByhCjJE+pflMnX1e1UptOdnN5AHeY4RKkugVse3XO2x
-Ms3yH3vTyZdtnaOIFRU0d6E7PrsgRtEAqFHcAGmPUw0ZOW8A++8sS/FlnrxMf9lV
-a1/8k/A8otPfrNIipfAoq0MKJ+oxE2wML1DDxIGTGmNaN3gPANJyeuca7ptA+NGq
-5oU1x3pWMXgSvrVSXUooNk8xIkrKxSz3LQIDAQAB
------END RSA PUBLIC KEY-----
-"""
-# badkeys, tests/data/rsa-fermat-pkcs8.key.
-CLOSE_PRIMES = """-----BEGIN PUBLIC KEY-----
-MIIBIjANBgkqhkiG9w0BAQEFAAOCAQ8AMIIBCgKCAQEAkGbTtoSrOJmrwu9FV3A3
-xDfxNn3EnSO94M9+QIL3qJjjIMh30xrAdra5ZsXjhJrRApI0X+qArvTQVv6/n9Yq
-EoAPmF7n46yJ1TtYETFzGCjqk1sDZ8rVEnq4bxPHk0EQcFiQIn6iwTPOjeidD2WK
-UNIVeJWI/2X8Ms3ITdt+P4jV0DVeA6rdR31ClG+HGos1OdTA+8nMwDId0jA/Kv8M
-OPFBLf24p9OB8fzXP2Uno0CSSrZLktJCouOcPzGgBB5sZZFHxpsrf76uJNULBrjC
-9Pbxx3ogpGVy1L5CC9v8qk3L44qQpi4g/PC9wWNsK+NPr/tiq4+S3uB369Ye1n+0
-ywIDAQAB
------END PUBLIC KEY-----
 """
 
 
@@ -55,6 +34,26 @@ def prime(bits: int) -> int:
 
 def made(modulus: int, exponent: int = 65537) -> SubjectPublicKey:
     return check_subject_key(rsa.RSAPublicNumbers(exponent, modulus).public_key())
+
+
+def with_roca() -> SubjectPublicKey:
+    """Infineon's library made primes of the form k * M + (65537 ** a mod M), M the product of the first 126 primes."""
+    product = int(gmpy2.primorial(701))
+
+    def roca_prime() -> int:
+        room = 1024 - product.bit_length()
+        while True:
+            k = secrets.randbits(room) | 3 << (room - 2)
+            found = k * product + pow(65537, secrets.randbits(64), product)
+            if gmpy2.is_prime(found):
+                return found
+
+    return made(roca_prime() * roca_prime())
+
+
+def with_close_primes() -> SubjectPublicKey:
+    first = prime(1024)
+    return made(first * int(gmpy2.next_prime(first + 2**100)))
 
 
 def with_small_factor() -> SubjectPublicKey:
@@ -86,8 +85,8 @@ def with_pattern() -> SubjectPublicKey:
     ("key", "why"),
     [
         (lambda: read(SHARED_PRIME), "shares a prime"),
-        (lambda: read(ROCA), "ROCA"),
-        (lambda: read(CLOSE_PRIMES), "close primes"),
+        (with_roca, "ROCA"),
+        (with_close_primes, "close primes"),
         (lambda: made(prime(1024) ** 2), "close primes"),
         (with_small_factor, "small factors"),
         (with_pattern, "repeated pattern"),

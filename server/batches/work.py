@@ -78,6 +78,8 @@ class WorkRecords:
 
     async def note(self, counts: dict[str, Counts], now: int) -> None:
         """Prolong the leases of jobs and write down how far they are."""
+        if not counts:  # the last has ended while somebody looked
+            return
         j = jobs.c
         statement = (
             update(jobs)

@@ -479,3 +479,7 @@ async def test_metrics_say_what_waits_and_whether_it_goes_on(parts: Parts) -> No
     assert value("certmill_batch_rows_total", state="issued") is not None
     assert value("certmill_batch_jobs", state="running") is not None
     assert value("certmill_batch_stalled_seconds") is not None
+
+
+async def test_batches_that_all_ended_while_the_runner_looked_are_no_fault(parts: Parts) -> None:
+    await parts.batches.runner._engine.work.note({}, epoch(parts.clock()))

@@ -221,6 +221,15 @@ def test_what_would_become_ascii_is_refused(look_alike: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "hidden", [*"\u00ad\u200b\u202e\ufeff", *"\u034f\u115f\u17b4\u180b\u2800\u3164\ufe0f\uffa0", "\U000e0100"]
+)
+def test_what_cannot_be_seen_is_refused(hidden: str) -> None:
+    for text in (hidden, f"www.min{hidden}istry.gov"):
+        with pytest.raises(ProfileViolation, match="invisible"):
+            choose(office(), AskedNames(subject=(("CN", text),)))
+
+
+@pytest.mark.parametrize(
     ("name", "tag"),
     [
         ("C", 0x13),

@@ -9,6 +9,11 @@ from cryptography.x509.oid import NameOID
 
 _UTF8_STRING, _PRINTABLE_STRING, _IA5_STRING = 0x0C, 0x13, 0x16
 _PRINTABLE = re.compile(r"[A-Za-z0-9 '()+,./:=?-]*")  # X.680 §41.4
+# Default_Ignorable_Code_Point (UAX #44), as far as Python takes them for printable, and the empty Braille cell.
+# They show nothing, so a name with one of them looks like another name.
+_INVISIBLE = re.compile(
+    r"[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
 _COUNTRY = re.compile(r"[A-Z]{2}")
 _DOMAIN_LABEL = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)")
 _EMAIL = re.compile(r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[A-Za-z0-9.-]{1,253}")
@@ -105,7 +110,8 @@ def normalised(text: str) -> str:
 
 def fault_of(kind: AttributeType, value: str, max_length: int) -> tuple[str, str] | None:
     """Return what is wrong with a normalised value, and what would be right; None for nothing."""
-    if not value.strip() or not value.isprintable() or len(value) > max_length:
+    seen = value.isprintable() and (value.isascii() or not _INVISIBLE.search(value))
+    if not value.strip() or not seen or len(value) > max_length:
         return (
             f"subject attribute {kind.name} is empty, too long, or has control or invisible characters",
             f"use 1 to {max_length} printable characters",

@@ -19,6 +19,16 @@ _NUMERIC_LABEL = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _RESERVED_LABEL = re.compile(r"(?:.*\.)?(?!xn--)..--.*")  # RFC 5890 §2.3.1
 _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
 _LOCAL_PART = re.compile(rf"{_ATOM}(?:\.{_ATOM})*")  # a Dot-string of RFC 5321 §4.1.2
+# What `is_global` lets pass of IANA's special-purpose registries (BR 1.6.1, "Reserved IP Address": any entry of
+# them), and multicast, which is no host.
+_RESERVED = tuple(
+    ipaddress.ip_network(text)
+    for text in (
+        *("192.0.0.0/24", "192.31.196.0/24", "192.52.193.0/24", "192.88.99.0/24", "192.175.48.0/24"),
+        *("224.0.0.0/4", "2001::/23", "2002::/16", "2620:4f:8000::/48", "3fff::/20"),
+    )
+)
+_GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")  # all that IANA has given out of IPv6 (RFC 4291 §2.4)
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:(?:[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+")  # RFC 3986
 
 
@@ -62,7 +72,8 @@ def ip_address(text: str, field: str) -> IpAddress:
 
 def require_global(address: IpAddress, field: str) -> IpAddress:
     """Return an address that is not reserved (BR 7.1.4.2)."""
-    if not address.is_global:
+    given_out = address.version == 4 or address in _GLOBAL_UNICAST  # noqa: PLR2004 - of IP
+    if not given_out or not address.is_global or any(address in network for network in _RESERVED):
         raise ProfileViolation(
             f"{address} is not an address of the public internet",
             field=field,

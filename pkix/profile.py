@@ -49,6 +49,10 @@ _NEVER = {
     "ed25519": {"keyEncipherment", "dataEncipherment", "keyAgreement"},
 }
 _OF_CAS = {"keyCertSign", "cRLSign"}
+_PUBLIC_LINTERS: dict[x509.ObjectIdentifier, Linter] = {
+    ExtendedKeyUsageOID.SERVER_AUTH: "cabf-tls",
+    ExtendedKeyUsageOID.EMAIL_PROTECTION: "cabf-smime",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,6 +169,13 @@ def _check_identity(p: Profile) -> None:
         "the rules of public trust want every certificate linted (BR 4.3.1.2)",
         'write lint = "every" and a linter',
     )
+    for usage, linter in _PUBLIC_LINTERS.items():
+        _check(
+            not public or usage not in p.extended_key_usage or p.linter == linter,
+            "linter",
+            f"{p.linter} does not know the rules of public trust for this extended key usage (BR 4.3.1.2)",
+            f'write linter = "{linter}"',
+        )
     _check(
         not public or ExtendedKeyUsageOID.SERVER_AUTH not in p.extended_key_usage or p.maximum is Maximum.CABF_TLS,
         "validity.maximum",
@@ -213,6 +224,24 @@ def _check_extensions(p: Profile) -> None:
         "extensions.extended_key_usage",
         "anyExtendedKeyUsage is not allowed (BR 7.1.2.7.10)",
         "name what the key is for",
+    )
+    _check(
+        ExtendedKeyUsageOID.TIME_STAMPING not in p.extended_key_usage or len(p.extended_key_usage) == 1,
+        "extensions.extended_key_usage",
+        "timeStamping stands alone (RFC 3161 §2.3)",
+        "leave the others out, or timeStamping",
+    )
+    _check(
+        len({one.oid for one in p.policies}) == len(p.policies),
+        "extensions.policies",
+        "a policy stands twice (RFC 5280 §4.2.1.4)",
+        "leave one out",
+    )
+    _check(
+        p.subject_key_identifier or not is_ca,
+        "extensions.subject_key_identifier",
+        "what a CA signs refers to it (RFC 5280 §4.2.1.2)",
+        "leave it out, or write true",
     )
     _check(p.aia <= {"ocsp", "issuers"}, "extensions.aia", "no such access method", 'use "ocsp", "issuers" or []')
     ocsp_signing = ExtendedKeyUsageOID.OCSP_SIGNING in p.extended_key_usage
@@ -282,7 +311,8 @@ def _shared(p: Profile) -> tuple[tuple[x509.ExtensionType, bool], ...]:
     if p.path_length is not None:
         extensions.append((x509.BasicConstraints(ca=True, path_length=p.path_length), True))
     if p.extended_key_usage:
-        extensions.append((x509.ExtendedKeyUsage(p.extended_key_usage), False))
+        is_critical = ExtendedKeyUsageOID.TIME_STAMPING in p.extended_key_usage  # RFC 3161 §2.3
+        extensions.append((x509.ExtendedKeyUsage(p.extended_key_usage), is_critical))
     if p.policies:
         policies = [x509.PolicyInformation(one.oid, [one.cps] if one.cps else None) for one in p.policies]
         extensions.append((x509.CertificatePolicies(policies), False))

@@ -36,6 +36,10 @@ _URI = re.compile(
     r"[a-z][a-z0-9+.-]*://(?P<host>[a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]*)?([/?#][!-\[\]_a-z~]*)?",
     re.IGNORECASE | re.ASCII,
 )
+_MAILBOX = re.compile(r"[^\s@]@[^\s@]")
+# Letters of other scripts before a domain in ASCII, as a Cyrillic i in ministry.gov. Elsewhere a dot abbreviates:
+# ສ.ປ.ປ.ລາວ is no host.
+_FOREIGN_HOST = re.compile(r"\S+\.[a-z]{2,63}\.?", re.IGNORECASE | re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +63,7 @@ def claims(names: CertificateNames) -> Iterator[Claim]:
     for email in names.emails:
         yield _email(email)
     for uri in names.uris:
-        match = _URI.fullmatch(uri)
-        yield Claim("names", match and _host(match["host"].strip("[]")), uri)
+        yield _uri(uri, uri)
     yield from _subject(names.subject)
 
 
@@ -110,11 +113,37 @@ def _subject(subject: x509.Name) -> Iterator[Claim]:
 
 
 def _common_name(value: str) -> Iterator[Claim]:
-    """A common name is free text, unless software might take it for a host or a mailbox."""
-    if "@" in value and " " not in value:
-        yield _email(value)
-    elif _HOST.fullmatch(value) or _address(value):
-        yield Claim("names", _host(value), f"CN={value}")
+    """A common name is free text, unless software or people might take it for a host, a mailbox or a URI."""
+    # IDNA maps wide letters and the ideographic full stop (RFC 3490 §3.1, RFC 3491), and so does who reads them.
+    plain = unicodedata.normalize("NFKC", value).replace("\u3002", ".")
+    shown = f"CN={value}"
+    if "@" in plain and " " not in plain:
+        yield _email(plain)
+    elif _MAILBOX.search(plain):
+        yield from (_email(word.strip("<>()[]\"',;:.")) for word in plain.split() if "@" in word)
+    elif "://" in plain:
+        yield _uri(plain, shown)
+    elif _is_host(host := _before_port(plain)):
+        yield Claim("names", _host(host), shown)
+    elif not plain.isascii() and _FOREIGN_HOST.fullmatch(plain):
+        yield Claim("names", None, shown)
+
+
+def _before_port(text: str) -> str:
+    """Return the host of HOST:PORT/PATH, as people copy it from browsers; else the text."""
+    if _is_host(text):
+        return text
+    match = _URI.fullmatch("any://" + text.removeprefix("*."))
+    return match["host"].strip("[]") if match else text
+
+
+def _is_host(text: str) -> bool:
+    return _HOST.fullmatch(text) is not None or bool(_address(text))
+
+
+def _uri(uri: str, shown: str) -> Claim:
+    match = _URI.fullmatch(uri)
+    return Claim("names", match and _host(match["host"].strip("[]")), shown)
 
 
 def _email(address: str) -> Claim:

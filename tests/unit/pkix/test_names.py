@@ -221,6 +221,15 @@ def test_what_would_become_ascii_is_refused(look_alike: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "hidden", [*"\u00ad\u200b\u202e\ufeff", *"\u034f\u115f\u17b4\u180b\u2800\u3164\ufe0f\uffa0", "\U000e0100"]
+)
+def test_what_cannot_be_seen_is_refused(hidden: str) -> None:
+    for text in (hidden, f"www.min{hidden}istry.gov"):
+        with pytest.raises(ProfileViolation, match="invisible"):
+            choose(office(), AskedNames(subject=(("CN", text),)))
+
+
+@pytest.mark.parametrize(
     ("name", "tag"),
     [
         ("C", 0x13),
@@ -281,7 +290,24 @@ def test_names_that_public_trust_does_not_know(name: str) -> None:
         dns_name(name, "here", public=True)
     assert dns_name(name, "here") == name
     assert dns_name("xn--j1amh.example.la", "here", public=True)
-    assert str(require_global(ipaddress.ip_address("1.1.1.1"), "here")) == "1.1.1.1"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("10.0.0.1", "192.0.0.9", "192.31.196.1", "192.88.99.1", "224.0.0.1", "239.1.1.1"),
+        *("::ffff:8.8.8.8", "::8.8.8.8", "64:ff9b::8.8.8.8", "2002:808:808::1", "2001:20::1", "3fff::1"),
+        *("fec0::1", "ff0e::1", "4000::1", "2001:db8::1"),
+    ],
+)
+def test_addresses_that_are_no_hosts_of_the_public_internet(text: str) -> None:
+    with pytest.raises(ProfileViolation, match="public internet"):
+        require_global(ipaddress.ip_address(text), "here")
+
+
+@pytest.mark.parametrize("text", ["1.1.1.1", "192.0.1.1", "2606:4700:4700::1111", "2001:200::1"])
+def test_addresses_of_the_public_internet(text: str) -> None:
+    assert str(require_global(ipaddress.ip_address(text), "here")) == text
 
 
 def test_keys_that_the_profile_does_not_take_are_refused() -> None:

@@ -3,9 +3,11 @@
 import re
 
 import pytest
+from cryptography import x509
 
 from pkix.errors import ProfileError
 from pkix.profile_file import MAX_PROFILE_BYTES, parse_profile, plain
+from server.issuance.samples import sample_findings
 
 GOOD = """
 name = "office"
@@ -90,6 +92,7 @@ def test_a_profile_says_what_its_file_says() -> None:
         ('rsa = ["digitalSignature"]', 'rsa = ["digitalSignature", "cRLSign"]', "key_usage.rsa", "path_length"),
         ('\nec = ["P-256"]', "", "key_usage.ec", "allow them"),
         ('["clientAuth", "1.2.3.4"]', "[]", "extensions.extended_key_usage", "clientAuth"),
+        ('"1.2.3.4"', '"timeStamping"', "extensions.extended_key_usage", "leave the others out"),
         ('"1.2.3.4"', '"everything"', "extensions.extended_key_usage", "dotted OID"),
         ('"1.2.3.4"', '"clientAuth"', "extensions.extended_key_usage", "leave one out"),
         ('"1.2.3.4"', '"OCSPSigning"', "extensions.extended_key_usage", "internal"),
@@ -148,7 +151,10 @@ def test_a_ca_and_an_ed25519_key_are_not_for_clients() -> None:
     )
     with pytest.raises(ProfileError, match="not for clients"):
         parse_profile(ca)
-    assert parse_profile(ca.replace("version = 3", "version = 3\ninternal = true")).path_length == 0
+    ca = ca.replace("version = 3", "version = 3\ninternal = true")
+    assert parse_profile(ca).path_length == 0
+    with pytest.raises(ProfileError, match=r"§4\.2\.1\.2"):
+        parse_profile(ca.replace("path_length = 0", "path_length = 0\nsubject_key_identifier = false"))
     ed25519 = GOOD.replace('ec = ["P-256"]', 'ec = ["P-256"]\ned25519 = true')
     ed25519 = ed25519.replace("[extensions]", 'ed25519 = ["digitalSignature"]\n[extensions]')
     with pytest.raises(ProfileError, match=r"keys\.ed25519"):
@@ -161,4 +167,27 @@ def test_public_tls_has_its_maximum_by_date() -> None:
     )
     with pytest.raises(ProfileError, match="cabf-tls"):
         parse_profile(public)
-    parse_profile(public.replace("days = 365", 'days = 365\nmaximum = "cabf-tls"'))
+    public = public.replace("days = 365", 'days = 365\nmaximum = "cabf-tls"')
+    parse_profile(public.replace('linter = "pkix"', 'linter = "cabf-tls"'))
+
+
+@pytest.mark.parametrize(("usage", "linter"), [("serverAuth", "cabf-tls"), ("emailProtection", "cabf-smime")])
+def test_public_trust_is_linted_by_its_own_rules(usage: str, linter: str) -> None:
+    public = (
+        GOOD.replace('"private"', '"public"').replace('"shape"', '"every"').replace('"clientAuth"', f'"{usage}"')
+    )
+    public = public.replace("days = 365", 'days = 365\nmaximum = "cabf-tls"')
+    with pytest.raises(ProfileError, match=f'linter = "{linter}"'):
+        parse_profile(public)
+    assert parse_profile(public.replace('linter = "pkix"', f'linter = "{linter}"')).linter == linter
+
+
+def test_a_policy_stands_once() -> None:
+    with pytest.raises(ProfileError, match="policy stands twice"):
+        parse_profile(GOOD.replace("policies = [", 'policies = [{ oid = "1.3.6.1.4.1.99999.1" }, '))
+
+
+def test_time_stamping_is_critical() -> None:
+    profile = parse_profile(GOOD.replace('["clientAuth", "1.2.3.4"]', '["timeStamping"]'))
+    assert [critical for value, critical in profile.shared if isinstance(value, x509.ExtendedKeyUsage)] == [True]
+    assert sample_findings(profile) == []

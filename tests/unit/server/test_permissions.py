@@ -57,12 +57,53 @@ def names(
         names((DC, "gov"), (DC, "tax")),
         names((CN, "Khamla Sample")),
         names((CN, "licence system")),
+        *(
+            names((CN, text))
+            for text in (
+                *("ທ.ຄຳລ້າ", "ສ.ປ.ປ.ລາວ", "ບໍລິສັດ ຕົວຢ່າງ Co. Ltd.", "Post @ Home", "A/B", "localhost"),
+                *("https://tax.gov/7", "tax.gov:443", "*.tax.gov:443", "Anna (anna@tax.gov)", "ｔａｘ．gov"),
+            )
+        ),
         names((CN, "WWW.tax.gov"), (NameOID.ORGANIZATIONAL_UNIT_NAME, "Customs"), (NameOID.COUNTRY_NAME, "LA")),
     ],
 )
 def test_own_names_are_held(asked: CertificateNames) -> None:
     TAX.require_names(asked)
     CERTMILL.require_names(asked)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "https://customs.gov/",
+            "customs.gov:443",
+            "*.customs.gov:443",
+            "customs.gov/tax.gov",
+            "https://tax.gov@x.gov/",
+        ),
+        *(
+            "anna@customs.gov (tax.gov)",
+            "Anna <anna@customs.gov>",
+            "anna@tax.gov, bob@customs.gov",
+            "a b@customs.gov",
+        ),
+        *(
+            "ｃｕｓｔｏｍｓ．gov",
+            "www.customs\u3002gov",
+            "anna＠customs.gov",
+            "customѕ.gov",
+            "tаx.gov",
+            "ພາສີ.gov",
+            "see http://x",
+        ),
+    ],
+)
+def test_a_common_name_that_reads_as_a_name_of_others_is_not_held(text: str) -> None:
+    with pytest.raises(NotPermitted) as caught:
+        TAX.require_names(names((CN, text)))
+    assert caught.value.limit == "names"
+    CERTMILL.require_names(names((CN, text)))
 
 
 @pytest.mark.parametrize(

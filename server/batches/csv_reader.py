@@ -3,7 +3,7 @@
 UTF-8 with or without byte order mark, or UTF-16 with one (Excel's "Unicode text"). The separator is that of a
 `sep=` line, else the one of comma, semicolon and tab that stands most often in the header. Quoted cells may have
 line ends in them. The dialect is RFC 4180's, parsed by the csv module: a record that is not whole yet is given to
-it again with the next piece.
+it again when twice as much has arrived, so that the cost does not depend on how small the pieces are.
 """
 
 import codecs
@@ -26,10 +26,11 @@ class _NotYet(Exception):
 
 
 class _Lines:
-    """Lines for the csv module; `taken` are those of the record that it is at."""
+    """Lines for the csv module; `taken` are those of the record that it is at, `length` is that of the others."""
 
     def __init__(self) -> None:
         self.waiting: deque[str] = deque()
+        self.length = 0
         self.taken: list[str] = []
         self.ended = False
 
@@ -39,15 +40,27 @@ class _Lines:
     def __next__(self) -> str:
         if not self.waiting:
             raise StopIteration if self.ended else _NotYet
-        line = self.waiting.popleft()
+        line = self.drop()
         self.taken.append(line)
+        return line
+
+    def add(self, line: str) -> None:
+        """Let a line wait."""
+        self.waiting.append(line)
+        self.length += len(line)
+
+    def drop(self) -> str:
+        """Return the first line, which waits no more."""
+        line = self.waiting.popleft()
+        self.length -= len(line)
         return line
 
     def give_back(self) -> int:
         """Put the lines of the record back; returns how long they are."""
         self.waiting.extendleft(reversed(self.taken))
+        self.length += sum(map(len, self.taken))
         self.taken.clear()
-        return sum(map(len, self.waiting))
+        return self.length
 
 
 class CsvReader:
@@ -57,8 +70,10 @@ class CsvReader:
         self.rows = 0
         self._head = b""
         self._decoder: codecs.IncrementalDecoder | None = None
-        self._text = ""
+        self._line: list[str] = []  # what has arrived of a line
+        self._line_length = 0
         self._lines = _Lines()
+        self._again_at = 0  # so much is to wait before the record is looked at again
         self._records: Iterator[list[str]] | None = None
         self._header: list[str] | None = None
 
@@ -73,15 +88,9 @@ class CsvReader:
             raise BrokenBatch("the CSV has no header", field="body", remedy=_remedy())
 
     def _feed(self, data: bytes, *, last: bool) -> Iterator[dict[str, Any]]:
-        text = self._text + self._decode(data, last=last)
-        *whole, self._text = text.split("\n")
-        self._lines.waiting.extend(line + "\n" for line in whole)
-        if last and self._text:
-            self._lines.waiting.append(self._text)
-            self._text = ""
-        self._lines.ended = last
-        if len(self._text) > MAX_ROW_BYTES:
-            raise too_long(self.rows + 1)
+        self._take(self._decode(data, last=last), last=last)
+        if self._lines.length < self._again_at and not last:
+            return
         while (cells := self._record()) is not None:
             if not any(cell.strip() for cell in cells):
                 continue
@@ -96,6 +105,22 @@ class CsvReader:
                 )
             yield from_cells(self._header, cells)
 
+    def _take(self, text: str, *, last: bool) -> None:
+        """Split the text into lines; keeps what is no whole line yet."""
+        self._line.append(text)
+        self._line_length += len(text)
+        if "\n" in text or last:
+            *whole, rest = "".join(self._line).split("\n")
+            for line in whole:
+                self._lines.add(line + "\n")
+            if last and rest:
+                self._lines.add(rest)
+                rest = ""
+            self._line, self._line_length = [rest], len(rest)
+        self._lines.ended = last
+        if self._line_length > MAX_ROW_BYTES:
+            raise too_long(self.rows + 1)
+
     def _record(self) -> list[str] | None:
         """Return the next record; None if it has not arrived whole."""
         if self._records is None and not self._choose_separator():
@@ -104,8 +129,10 @@ class CsvReader:
         try:
             cells = next(self._records)
         except _NotYet:
-            if self._lines.give_back() > MAX_ROW_BYTES:
+            length = self._lines.give_back()
+            if length > MAX_ROW_BYTES:
                 raise too_long(self.rows + 1) from None
+            self._again_at = min(2 * length, MAX_ROW_BYTES + 1)
             return None
         except StopIteration:
             return None
@@ -124,13 +151,13 @@ class CsvReader:
         """Look at the first line that is not empty; says whether there is one."""
         lines = self._lines.waiting
         while lines and not lines[0].strip():
-            lines.popleft()
+            self._lines.drop()
         if not lines:
             return False
         first = lines[0].strip("\r\n")
         if first.lower().startswith("sep=") and len(first) == len("sep=") + 1:
             separator = first[-1]
-            lines.popleft()
+            self._lines.drop()
         else:
             separator = max(_SEPARATORS, key=first.count)
         if separator not in _SEPARATORS:

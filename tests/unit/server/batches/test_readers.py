@@ -238,3 +238,20 @@ def test_a_long_cell_of_a_whole_record_is_refused() -> None:
         read(CsvReader(), [b"csr\n" + b"x" * (MAX_ROW_BYTES + 1) + b"\n"])
     with pytest.raises(BrokenBatch, match="longer"):
         read(CsvReader(), [b"csr,O\n" + b"x" * 100_000 + b"," + b"y" * 100_000 + b"\n"])
+
+
+def test_a_cell_that_trickles_in_is_not_looked_at_again_for_each_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, looks = CsvReader(), 0
+    give_back = reader._lines.give_back
+
+    def counted() -> int:
+        nonlocal looks
+        looks += 1
+        return give_back()
+
+    monkeypatch.setattr(reader._lines, "give_back", counted)
+    assert read(reader, [b'csr,CN\n"', *[b"\n"] * 20_000, b'x",y\nz,y\n']) == [
+        {"csr": "x", "subject": {"CN": "y"}},
+        {"csr": "z", "subject": {"CN": "y"}},
+    ]
+    assert looks < 40

@@ -174,17 +174,25 @@ class JobRun:
                 return RowState.ISSUED
 
     async def _after_fault(self, number: int, error: Exception) -> RowState | None:
-        """Wait, then return where the row stands: a fault after the last transaction leaves it issued."""
+        """Wait, then return where the row stands: a fault after the last transaction leaves it issued.
+
+        Then it may have come before OCSP's answer, without which nothing is told to be issued.
+        """
+        nothing_done = isinstance(error, NOTHING_DONE)
         while True:
             self._engine.ground.metrics.batches.retries.labels(kind_of(error).slug).inc()
             if not await self._backoff.wait(error):
                 return None
-            if isinstance(error, NOTHING_DONE):
+            if nothing_done:
                 return RowState.PENDING
             try:
-                return await self._engine.work.row_state(self.job.id, number)
-            except ServerError as again:
+                state, serial = await self._engine.work.row_state(self.job.id, number)
+                if serial is not None:
+                    await self._engine.issuance.ensure_answered(serial)
+            except PASSING as again:
                 error = again
+            else:
+                return state
 
     async def _profile(self, identity: str) -> Profile:
         """Return a profile version, also one that another authority has activated since we read them."""

@@ -15,6 +15,7 @@ from ocsp.presigner import SignedResponse
 from pkix.certificate import PreparedCertificate, assemble_certificate
 from pkix.issuer import Issuer
 from pkix.lint import check_released
+from pkix.names import SerialNumber
 from pkix.ocsp_response import CertificateStatus
 from server.clock import epoch
 from server.config import IssuanceSection
@@ -104,8 +105,15 @@ class IssuanceService:
             self._metrics.client_refusals.labels(order.client.name, error.limit).inc()
             raise
         if issued.replayed:
-            await self._publisher.ensure_published(issued.serial)
+            await self.ensure_answered(issued.serial)
         return issued
+
+    async def ensure_answered(self, serial: SerialNumber) -> None:
+        """See that OCSP knows a certificate that a fault after step 7 may have left without its answer (step 8).
+
+        Whoever tells of a certificate that `issue` has not returned asks for this first. Raises as `issue` does.
+        """
+        await self._publisher.ensure_published(serial)
 
     async def prepare(self, order: Order) -> PreparedOrder:
         """Do steps 2 and 3: everything that can refuse the order, before anything is recorded or signed.

@@ -10,6 +10,8 @@ from typing import Any, NoReturn
 import pytest
 
 from ocsp.errors import StoreError
+from ocsp.store import Status
+from pkix.names import SerialNumber
 from server.app import Parts
 from server.batches.intake import Asked
 from server.batches.work import WorkRecords
@@ -25,7 +27,16 @@ from server.errors import (
     TooManyBatches,
 )
 from server.storage.schema import JobState
-from tests.support.authority import MINISTRY, MovableClock, Prepared, Table, authority, prepare, software_config
+from tests.support.authority import (
+    MINISTRY,
+    MovableClock,
+    Prepared,
+    Table,
+    authority,
+    prepare,
+    software_config,
+    stored_status,
+)
 from tests.support.batches import (
     csr_text,
     ended,
@@ -270,6 +281,25 @@ async def test_a_fault_after_the_last_transaction_gives_no_second_certificate(
     assert next(faults, None) is None
     assert (job.issued, job.failed) == (50, 0)
     assert table.states() == ["issued"] * 50
+
+
+async def test_a_row_whose_commit_only_seemed_to_fail_is_not_told_before_its_ocsp_answer(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record_issued, faults = parts.issuance._records.record_issued, iter([1])
+
+    async def doubtful(*arguments: Any) -> None:
+        await record_issued(*arguments)
+        if next(faults, None) is not None:
+            raise StorageError("the connection was lost after the commit")
+
+    monkeypatch.setattr(parts.issuance._records, "record_issued", doubtful)
+    async with runner(parts):
+        job = await ended(parts, await send(parts, good_rows(30)))
+    assert next(faults, None) is None
+    assert (job.issued, job.failed) == (30, 0)
+    for row in await results(parts, job):
+        assert await stored_status(parts, SerialNumber(int(row["serial"], 16))) is Status.GOOD
 
 
 async def test_ends_of_rows_wait_for_the_database(parts: Parts, table: Table) -> None:

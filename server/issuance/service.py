@@ -19,7 +19,7 @@ from pkix.names import SerialNumber
 from pkix.ocsp_response import CertificateStatus
 from server.clock import epoch
 from server.config import IssuanceSection
-from server.errors import NotPermitted, Overloaded, QuotaExhausted, ServerError
+from server.errors import CommitInDoubt, NotPermitted, Overloaded, QuotaExhausted, ServerError
 from server.ground import Ground
 from server.issuance.admission import Check
 from server.issuance.idempotency import IdempotencyKeys
@@ -143,7 +143,11 @@ class IssuanceService:
         with self._metrics.issuance_batch_seconds.time():
             # Step 4: one transaction; from here on the serials exist, whatever happens. An order that it
             # refuses fails alone.
-            refused = await self._records.record_intents(batch, epoch(self._clock()))
+            try:
+                refused = await self._records.record_intents(batch, epoch(self._clock()))
+            except CommitInDoubt:
+                await self._abandon(batch)
+                raise
             admitted = [prepared for index, prepared in enumerate(batch) if index not in refused]
             issued = iter(await self._issue_recorded(admitted, priority) if admitted else [])
         return [refused[index] if index in refused else next(issued) for index in range(len(batch))]

@@ -13,6 +13,7 @@ from ocsp.errors import StoreError
 from ocsp.store import Status
 from pkix.names import SerialNumber
 from server.app import Parts
+from server.batches import job_run
 from server.batches.intake import Asked
 from server.batches.work import WorkRecords
 from server.clock import epoch
@@ -324,6 +325,27 @@ async def test_a_disabled_client_s_batch_pauses_and_says_why(parts: Parts, table
         resumed = await parts.batches.change(job.id, JobState.QUEUED, client="ministry", request_id="r")
         assert resumed.detail is None
         assert (await ended(parts, job)).issued == 3
+
+
+async def test_what_a_client_may_do_is_looked_up_again_for_rows_that_had_to_wait(
+    parts: Parts, table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_run, "CLIENT_SEEN_S", 0.0)
+    table.fail("insert on certificates")
+    job = await send(parts, good_rows(20))
+    async with runner(parts):
+        await until(parts, job, lambda _: _retries(parts) > 20)
+        await asyncio.to_thread(table.rows, "update clients set disabled = 1 where name = 'ministry'")
+        job = await until(parts, job, lambda now: now.state is JobState.PAUSED)
+        await until(parts, job, lambda _: parts.batches.runner.running(job.id) is None)
+        await asyncio.to_thread(table.rows, "update clients set disabled = 0 where name = 'ministry'")
+        await parts.batches.change(job.id, JobState.QUEUED, client="ministry", request_id="r")
+        before = _retries(parts)
+        await until(parts, job, lambda _: _retries(parts) > before + 20)
+        narrow = """update clients set profiles = '["tls-client"]' where name = 'ministry'"""
+        await asyncio.to_thread(table.rows, narrow)
+        job = await ended(parts, job)
+    assert job.failed == 20
 
 
 async def test_a_profile_that_is_no_longer_permitted_fails_the_rows(parts: Parts, table: Table) -> None:

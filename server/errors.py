@@ -140,6 +140,10 @@ class NotDurable(StorageError, ConfigError):
     """The database confirms what a crash can lose (operator): nothing is written to it."""
 
 
+class CommitInDoubt(StorageError):
+    """A fault at COMMIT: what was written may be there (operator); nothing was released."""
+
+
 class DiskFailed(StorageError):
     """The database's disk gave an error after which it is not believed: this process must end (operator)."""
 

@@ -31,6 +31,8 @@ from server.web.problem import INTERNAL, kind_of, problem_of
 T = TypeVar("T")
 
 CHUNK = 500
+CLIENT_SEEN_S = 1.0
+"""So long a look at what the client may do holds, as for its calls."""
 _AT_ONCE = 8
 """Rows that begin in one turn of the event loop: some 5 ms, for interactive calls stand behind them."""
 
@@ -58,6 +60,8 @@ class JobRun:
         self._stopping = asyncio.Event()
         self._changed = asyncio.Event()
         self._backoff = Backoff(self._stopping)
+        self._seen: tuple[float, Client | None] = (0.0, None)
+        self._looking = asyncio.Lock()
         self._outcomes: list[Outcome] = []
         self._verdict: tuple[JobState | None, str | None] = (None, None)
         self._loop = asyncio.get_running_loop()
@@ -104,8 +108,16 @@ class JobRun:
         return await self._patiently(lambda: self._engine.work.pending(self.job.id, after=after, limit=CHUNK))
 
     async def _client(self) -> Client | None:
-        """Look the client up anew: what it may do now decides, not what it might do when the batch arrived."""
-        client = await self._patiently(lambda: self._engine.clients.active(self.job.client))
+        """Look the client up anew: what it may do now decides, not what it might do when the batch arrived.
+
+        None if the job stops.
+        """
+        async with self._looking:  # one row for all that wait
+            seen_at, client = self._seen
+            if client is not None and self._loop.time() < seen_at + CLIENT_SEEN_S:
+                return client
+            client = await self._patiently(lambda: self._engine.clients.active(self.job.client))
+            self._seen = (self._loop.time(), client)
         if client is None and not self._stopping.is_set():
             self._verdict = (
                 JobState.PAUSED,
@@ -169,22 +181,35 @@ class JobRun:
                 settled = await self._after_fault(row.number, error)
                 if settled is not RowState.PENDING:
                     return settled
+                present = await self._client()  # it may have waited for hours
+                if present is None:
+                    return None
+                if present != client:
+                    client, order = present, None
             else:
                 self._backoff.succeeded()
                 return RowState.ISSUED
 
     async def _after_fault(self, number: int, error: Exception) -> RowState | None:
-        """Wait, then return where the row stands: a fault after the last transaction leaves it issued."""
+        """Wait, then return where the row stands: a fault after the last transaction leaves it issued.
+
+        Then it may have come before OCSP's answer, without which nothing is told to be issued.
+        """
+        nothing_done = isinstance(error, NOTHING_DONE)
         while True:
             self._engine.ground.metrics.batches.retries.labels(kind_of(error).slug).inc()
             if not await self._backoff.wait(error):
                 return None
-            if isinstance(error, NOTHING_DONE):
+            if nothing_done:
                 return RowState.PENDING
             try:
-                return await self._engine.work.row_state(self.job.id, number)
-            except ServerError as again:
+                state, serial = await self._engine.work.row_state(self.job.id, number)
+                if serial is not None:
+                    await self._engine.issuance.ensure_answered(serial)
+            except PASSING as again:
                 error = again
+            else:
+                return state
 
     async def _profile(self, identity: str) -> Profile:
         """Return a profile version, also one that another authority has activated since we read them."""

@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import bindparam, func, or_, select, update
 from sqlalchemy.sql import ColumnElement
 
+from pkix.names import SerialNumber
 from server.batches.job import Counts, Job
 from server.batches.records import audit
 from server.storage.database import AnyRow, Database
@@ -106,11 +107,13 @@ class WorkRecords:
         async with self._database.read() as connection:
             return (await connection.execute(query)).all()
 
-    async def row_state(self, job_id: str, number: int) -> RowState:
-        """Return where a row stands: after a fault it may be issued."""
-        query = select(job_rows.c.state).where(job_rows.c.job == job_id, job_rows.c.number == number)
+    async def row_state(self, job_id: str, number: int) -> tuple[RowState, SerialNumber | None]:
+        """Return where a row stands: after a fault it may be issued, and then has a serial number."""
+        r = job_rows.c
+        query = select(r.state, r.serial).where(r.job == job_id, r.number == number)
         async with self._database.read() as connection:
-            return RowState((await connection.execute(query)).scalar_one())
+            row = (await connection.execute(query)).one()
+        return RowState(row.state), None if row.serial is None else SerialNumber(int(row.serial, 16))
 
     async def finish_rows(self, job_id: str, outcomes: Sequence[Outcome]) -> None:
         """Write down the ends of rows; one that is not pending any more keeps what it has."""

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from pkix.names import CertificateDer, serial_hex
 from server.audit.log import AuditEntry, append
 from server.clock import epoch
-from server.errors import KeyInUse, StorageError
+from server.errors import CommitInDoubt, DiskFailed, KeyInUse, StorageError
 from server.issuance.admission import Check, refusals
 from server.issuance.key_checks import refused_keys
 from server.issuance.order import PreparedOrder
@@ -59,19 +59,28 @@ class IssuanceRecords:
 
         Returns the orders that were refused, by their place in the batch: of those nothing is recorded. `KeyInUse`
         is for one whose idempotency key another call has, perhaps of another authority. Raises `StorageError`,
-        also if a serial exists already.
+        also if a serial exists already; `CommitInDoubt` if the intents may be recorded all the same.
         """
-        async with self._database.write() as connection:
-            refused = await refusals(connection, self._checks, batch, now)
-            admitted = {index: p for index, p in enumerate(batch) if index not in refused}
-            late = await self._take_keys(connection, admitted, now)
-            if late:  # they were counted by `charge`, which stands last among the checks
-                await refund(connection, [(batch[index].order.client.name, now) for index in late])
-                refused.update({index: KeyInUse() for index in late})
-            first = [p for index, p in admitted.items() if index not in refused]
-            if first:
-                await self._insert_intents(connection, first, now)
-                self._reached(Step.INTENTS_BEFORE_COMMIT)
+        written = False
+        try:
+            async with self._database.write() as connection:
+                refused = await refusals(connection, self._checks, batch, now)
+                admitted = {index: p for index, p in enumerate(batch) if index not in refused}
+                late = await self._take_keys(connection, admitted, now)
+                if late:  # they were counted by `charge`, which stands last among the checks
+                    await refund(connection, [(batch[index].order.client.name, now) for index in late])
+                    refused.update({index: KeyInUse() for index in late})
+                first = [p for index, p in admitted.items() if index not in refused]
+                if first:
+                    await self._insert_intents(connection, first, now)
+                    written = True
+                    self._reached(Step.INTENTS_BEFORE_COMMIT)
+        except DiskFailed:
+            raise
+        except StorageError as error:
+            if written:
+                raise CommitInDoubt(str(error)) from error
+            raise
         return refused
 
     async def _take_keys(

@@ -15,10 +15,11 @@ from ocsp.presigner import SignedResponse
 from pkix.certificate import PreparedCertificate, assemble_certificate
 from pkix.issuer import Issuer
 from pkix.lint import check_released
+from pkix.names import SerialNumber
 from pkix.ocsp_response import CertificateStatus
 from server.clock import epoch
 from server.config import IssuanceSection
-from server.errors import NotPermitted, Overloaded, QuotaExhausted, ServerError
+from server.errors import CommitInDoubt, NotPermitted, Overloaded, QuotaExhausted, ServerError
 from server.ground import Ground
 from server.issuance.admission import Check
 from server.issuance.idempotency import IdempotencyKeys
@@ -104,8 +105,15 @@ class IssuanceService:
             self._metrics.client_refusals.labels(order.client.name, error.limit).inc()
             raise
         if issued.replayed:
-            await self._publisher.ensure_published(issued.serial)
+            await self.ensure_answered(issued.serial)
         return issued
+
+    async def ensure_answered(self, serial: SerialNumber) -> None:
+        """See that OCSP knows a certificate that a fault after step 7 may have left without its answer (step 8).
+
+        Whoever tells of a certificate that `issue` has not returned asks for this first. Raises as `issue` does.
+        """
+        await self._publisher.ensure_published(serial)
 
     async def prepare(self, order: Order) -> PreparedOrder:
         """Do steps 2 and 3: everything that can refuse the order, before anything is recorded or signed.
@@ -135,7 +143,11 @@ class IssuanceService:
         with self._metrics.issuance_batch_seconds.time():
             # Step 4: one transaction; from here on the serials exist, whatever happens. An order that it
             # refuses fails alone.
-            refused = await self._records.record_intents(batch, epoch(self._clock()))
+            try:
+                refused = await self._records.record_intents(batch, epoch(self._clock()))
+            except CommitInDoubt:
+                await self._abandon(batch)
+                raise
             admitted = [prepared for index, prepared in enumerate(batch) if index not in refused]
             issued = iter(await self._issue_recorded(admitted, priority) if admitted else [])
         return [refused[index] if index in refused else next(issued) for index in range(len(batch))]

@@ -67,6 +67,7 @@ class Renewals:
             present = await self._successor(serial, client, request)
             if present is None:
                 raise
+            await self.issuance.ensure_answered(present.serial)
             return present
 
     async def _successor(

@@ -10,7 +10,10 @@ from typing import Any, NoReturn
 import pytest
 
 from ocsp.errors import StoreError
+from ocsp.store import Status
+from pkix.names import SerialNumber
 from server.app import Parts
+from server.batches import job_run
 from server.batches.intake import Asked
 from server.batches.work import WorkRecords
 from server.clock import epoch
@@ -25,7 +28,16 @@ from server.errors import (
     TooManyBatches,
 )
 from server.storage.schema import JobState
-from tests.support.authority import MINISTRY, MovableClock, Prepared, Table, authority, prepare, software_config
+from tests.support.authority import (
+    MINISTRY,
+    MovableClock,
+    Prepared,
+    Table,
+    authority,
+    prepare,
+    software_config,
+    stored_status,
+)
 from tests.support.batches import (
     csr_text,
     ended,
@@ -272,6 +284,25 @@ async def test_a_fault_after_the_last_transaction_gives_no_second_certificate(
     assert table.states() == ["issued"] * 50
 
 
+async def test_a_row_whose_commit_only_seemed_to_fail_is_not_told_before_its_ocsp_answer(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record_issued, faults = parts.issuance._records.record_issued, iter([1])
+
+    async def doubtful(*arguments: Any) -> None:
+        await record_issued(*arguments)
+        if next(faults, None) is not None:
+            raise StorageError("the connection was lost after the commit")
+
+    monkeypatch.setattr(parts.issuance._records, "record_issued", doubtful)
+    async with runner(parts):
+        job = await ended(parts, await send(parts, good_rows(30)))
+    assert next(faults, None) is None
+    assert (job.issued, job.failed) == (30, 0)
+    for row in await results(parts, job):
+        assert await stored_status(parts, SerialNumber(int(row["serial"], 16))) is Status.GOOD
+
+
 async def test_ends_of_rows_wait_for_the_database(parts: Parts, table: Table) -> None:
     job = await send(parts, [{"csr": "MIIB"}] * 5)
     table.fail("update on job_rows")
@@ -294,6 +325,27 @@ async def test_a_disabled_client_s_batch_pauses_and_says_why(parts: Parts, table
         resumed = await parts.batches.change(job.id, JobState.QUEUED, client="ministry", request_id="r")
         assert resumed.detail is None
         assert (await ended(parts, job)).issued == 3
+
+
+async def test_what_a_client_may_do_is_looked_up_again_for_rows_that_had_to_wait(
+    parts: Parts, table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_run, "CLIENT_SEEN_S", 0.0)
+    table.fail("insert on certificates")
+    job = await send(parts, good_rows(20))
+    async with runner(parts):
+        await until(parts, job, lambda _: _retries(parts) > 20)
+        await asyncio.to_thread(table.rows, "update clients set disabled = 1 where name = 'ministry'")
+        job = await until(parts, job, lambda now: now.state is JobState.PAUSED)
+        await until(parts, job, lambda _: parts.batches.runner.running(job.id) is None)
+        await asyncio.to_thread(table.rows, "update clients set disabled = 0 where name = 'ministry'")
+        await parts.batches.change(job.id, JobState.QUEUED, client="ministry", request_id="r")
+        before = _retries(parts)
+        await until(parts, job, lambda _: _retries(parts) > before + 20)
+        narrow = """update clients set profiles = '["tls-client"]' where name = 'ministry'"""
+        await asyncio.to_thread(table.rows, narrow)
+        job = await ended(parts, job)
+    assert job.failed == 20
 
 
 async def test_a_profile_that_is_no_longer_permitted_fails_the_rows(parts: Parts, table: Table) -> None:

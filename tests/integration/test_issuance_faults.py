@@ -3,12 +3,15 @@
 import asyncio
 import dataclasses
 import datetime as dt
+import sqlite3
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 from cryptography import x509
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ocsp.errors import StoreError
 from ocsp.store import ResponseKey, Status, StoredResponse
@@ -94,6 +97,26 @@ async def test_intents_that_could_not_be_closed_are_closed_by_the_retry(parts: P
     table.mend()
     await parts.issuance.issue(order(key="k", csr=csr))
     assert table.states() == ["abandoned", "issued"]
+
+
+async def test_intents_whose_commit_only_seemed_to_fail_are_closed_and_not_counted(
+    parts: Parts, table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await parts.issuance.issue(order())  # so that the next has a known shape: nothing else is written
+    writing, faults = parts.database._engine.writing, iter([1])
+
+    @asynccontextmanager
+    async def doubtful() -> AsyncIterator[AsyncConnection]:
+        async with writing() as connection:
+            yield connection
+        if next(faults, None) is not None:
+            raise sqlite3.OperationalError("the connection was lost after the commit")
+
+    monkeypatch.setattr(parts.database._engine, "writing", doubtful)
+    with pytest.raises(StorageError):
+        await parts.issuance.issue(order())
+    assert table.states() == ["issued", "abandoned"]
+    assert table.rows("select issued from client_usage where client = 'ministry'") == [(1,)]
 
 
 async def test_intents_that_a_crash_left_are_closed_at_the_next_start(

@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import NoReturn
 
 import msgspec
 import pytest
@@ -11,6 +12,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from ocsp.errors import StoreError
+from ocsp.store import Status
 from pkix.crl import RevocationReason
 from pkix.names import SerialNumber, serial_hex
 from server.app import Parts
@@ -32,6 +35,7 @@ from tests.support.authority import (
     order,
     prepare,
     software_config,
+    stored_status,
 )
 from tests.support.ca import make_csr
 
@@ -231,3 +235,20 @@ async def _refusal(renewals: Renewals, old: IssuedCertificate) -> Exception:
     except RenewalRefused as error:
         return error
     raise AssertionError("was renewed twice")
+
+
+async def test_renewal_that_is_repeated_after_a_fault_has_its_ocsp_answer_too(
+    parts: Parts, renewals: Renewals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, csr = await issued(parts), make_csr(None)
+    with monkeypatch.context() as patch:
+
+        async def faulty(_responses: object) -> NoReturn:
+            raise StoreError("no space")
+
+        patch.setattr(parts.publisher, "publish", faulty)
+        with pytest.raises(StoreError):
+            await renew(renewals, old, csr)
+    again = await renew(renewals, old, csr)
+    assert again.replayed
+    assert await stored_status(parts, again.serial) is Status.GOOD

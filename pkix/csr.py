@@ -16,6 +16,11 @@ from pkix.keys import SubjectPublicKey, check_subject_key
 
 MAX_CSR_BYTES = 32 * 1024
 _PEM_BEGIN = b"-----BEGIN "
+# extensionRequest (RFC 2985 §5.4.2) and Microsoft's older name for it.
+_EXTENSION_REQUESTS = (
+    bytes.fromhex("060a2b0601040182370201 0e"),
+    bytes.fromhex("06092a864886f70d01090e"),
+)
 
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -69,6 +74,9 @@ def _load(data: bytes) -> x509.CertificateSigningRequest:
 
 def _read(csr: x509.CertificateSigningRequest, public_key: SubjectPublicKey) -> CertificationRequest:
     spki = public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    der = csr.public_bytes(Encoding.DER)
+    if sum(map(der.count, _EXTENSION_REQUESTS)) > 1:  # the library reads the first and is silent about others
+        raise _malformed("the request has two lists of extensions")
     try:
         names = list(csr.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
     except x509.ExtensionNotFound:
@@ -85,7 +93,7 @@ def _read(csr: x509.CertificateSigningRequest, public_key: SubjectPublicKey) -> 
     with bounds_in_characters():
         subject = csr.subject
     return CertificationRequest(
-        der=csr.public_bytes(Encoding.DER),
+        der=der,
         public_key=public_key,
         spki_sha256=hashlib.sha256(spki).digest(),
         subject=subject,

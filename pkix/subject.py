@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import NoReturn, TypeVar
 
 from cryptography import x509
+from cryptography.x509.oid import NameOID
 
 from pkix.asked import AskedNames
 from pkix.attributes import BY_NAME, BY_OID, normalised
@@ -82,7 +83,7 @@ def select_names(
     if request.uris or asked.uris:
         chosen["uri"] = _choose("uri", profile, _uris(request, asked))
     if profile.common_name_is_a_name:
-        _join_common_name(subject.get("CN", []), chosen, profile)
+        _join_common_name(subject.get("CN", []), chosen, profile, *_places_of_common_name(request, asked, profile))
     _require_names(chosen, profile)
     return CertificateNames(
         subject=_name(subject),
@@ -244,13 +245,16 @@ def _unique(names: Iterable[_N]) -> tuple[_N, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def _join_common_name(common_names: list[str], chosen: dict[str, tuple[Name, ...]], profile: Profile) -> None:
+def _join_common_name(
+    common_names: list[str], chosen: dict[str, tuple[Name, ...]], profile: Profile, in_csr: bool, in_json: bool
+) -> None:
     """Let the common name stand for names that are not there; else it must be one of them (BR 7.1.4.3)."""
     if not any(chosen.values()):
         # `openssl req -subj /CN=host` carries no SAN: the common name is then the one name asked for.
         for common_name in common_names:
             kind, name = _as_name(common_name, profile)
-            chosen[kind] = (name,)
+            given = _Given((name,) if in_csr else (), (name,) if in_json else ())
+            chosen[kind] = _choose(kind, profile, given)
     known = {str(name).lower() for names in chosen.values() for name in names}
     # Only ASCII: U+212A, the Kelvin sign, is a k in lower case, yet another name to who reads it.
     if any(not name.isascii() or name.lower() not in known for name in common_names):
@@ -258,6 +262,17 @@ def _join_common_name(common_names: list[str], chosen: dict[str, tuple[Name, ...
             "the common name is not one of the subject alternative names",
             remedy="add the common name to subjectAltName, or leave it out",
         )
+
+
+def _places_of_common_name(
+    request: CertificationRequest, asked: AskedNames, profile: Profile
+) -> tuple[bool, bool]:
+    """Say whether the common name stands in the CSR and in the JSON; a fixed one is from wherever it may be."""
+    rule = profile.attributes.get("CN")
+    if rule is not None and rule.value is not None:
+        return True, True
+    in_csr = bool(request.subject.get_attributes_for_oid(NameOID.COMMON_NAME))
+    return in_csr, any(name == "CN" for name, _ in asked.subject)
 
 
 def _as_name(common_name: str, profile: Profile) -> tuple[str, Name]:
@@ -279,7 +294,6 @@ def _as_name(common_name: str, profile: Profile) -> tuple[str, Name]:
                     remedy=f"write {str(address).partition('%')[0]} (RFC 5952)",
                 )
             kind, name = "ip", require_global(address, "csr") if public else address
-    _choose(kind, profile, _Given((name,), ()))
     return kind, name
 
 

@@ -9,17 +9,18 @@ from sqlalchemy import ColumnElement, func, select
 
 from pkix.asked import AskedNames
 from pkix.certificate import ONE_SECOND, choose_validity, prepare_certificate
-from pkix.csr import parse_csr
+from pkix.csr import CertificationRequest, parse_csr
 from pkix.errors import LintError, RequesterError
 from pkix.issuer import Issuer
 from pkix.lint import lint_certificate
 from pkix.profile import KEY_USAGES, Profile
-from pkix.subject import check_key, select_names
+from pkix.subject import CertificateNames, check_key, select_names
 from pkix.unsigned import assemble
 from server.clock import from_epoch
-from server.errors import InvalidRequest
+from server.errors import InvalidRequest, RequestRefused
 from server.issuance.profiles import ProfileRegistry
 from server.issuance.serial import new_serial
+from server.renewal.names import names_of, select_kept
 from server.storage.database import AnyRow, Database
 from server.storage.schema import State, certificates
 
@@ -90,7 +91,7 @@ class Replay:
         old = x509.load_der_x509_certificate(row.der)
         try:
             new = self._prepare(row, old)
-        except RequesterError as error:
+        except (RequesterError, RequestRefused) as error:
             refusal = f"{error.field}: {error.detail}; {error.remedy}"
         except LintError as error:
             refusal = f"our own check: {error}"
@@ -123,10 +124,15 @@ class Replay:
             ),
             public_key=request.public_key,
             spki_sha256=request.spki_sha256,
-            names=select_names(request, self.profile, row.asked and AskedNames.from_json(row.asked)),
+            names=self._names(row, request),
         )
         lint_certificate(prepared, self.issuer, now=self.now)
         return x509.load_der_x509_certificate(assemble(prepared.tbs, self.issuer.algorithm, b""))
+
+    def _names(self, row: AnyRow, request: CertificationRequest) -> CertificateNames:
+        if row.renews is not None:  # its names were those of its predecessor; the CSR need not say them
+            return select_kept(request, names_of(row.der), self.profile)
+        return select_names(request, self.profile, row.asked and AskedNames.from_json(row.asked))
 
     def _asked_lifetime(self, row: AnyRow, old: x509.Certificate) -> dt.timedelta:
         """Return the lifetime that was asked for. It is not kept: what is below the profile's was asked for."""
@@ -178,7 +184,10 @@ def _words(value: x509.ExtensionType) -> str:
     if isinstance(value, x509.ExtendedKeyUsage):
         return ", ".join(oid.dotted_string for oid in value)
     if isinstance(value, x509.CertificatePolicies):
-        return ", ".join(one.policy_identifier.dotted_string for one in value)
+        return ", ".join(
+            " ".join([one.policy_identifier.dotted_string, *map(str, one.policy_qualifiers or ())])
+            for one in value
+        )
     if isinstance(value, x509.SubjectAlternativeName):
         return ", ".join(f"{type(name).__name__}:{name.value}" for name in value)
     if isinstance(value, x509.AuthorityInformationAccess):

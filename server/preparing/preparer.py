@@ -10,7 +10,7 @@ from pkix.subject import CertificateNames, check_key, select_names
 from server.issuance.key_checks import WeakKeys
 from server.issuance.order import Order, PreparedOrder
 from server.issuance.serial import new_serial
-from server.renewal.names import from_anywhere, require_kept, with_names
+from server.renewal.names import select_kept
 
 
 class Preparer:
@@ -56,6 +56,4 @@ class Preparer:
 def _names(order: Order, request: CertificationRequest) -> CertificateNames:
     if order.names is None:
         return select_names(request, order.profile, order.asked)
-    names = select_names(with_names(request, order.names), from_anywhere(order.profile))
-    require_kept(names, order.names)
-    return names
+    return select_kept(request, order.names, order.profile)

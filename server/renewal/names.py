@@ -11,7 +11,7 @@ from cryptography.x509.oid import ExtensionOID
 from pkix.csr import CertificationRequest, bounds_in_characters
 from pkix.profile import Profile
 from pkix.profile_rules import Source
-from pkix.subject import CertificateNames
+from pkix.subject import CertificateNames, select_names
 from server.errors import RenewalRefused
 
 Attributes = Counter[tuple[x509.ObjectIdentifier, str]]
@@ -46,6 +46,13 @@ def require_same(request: CertificationRequest, old: CertificateNames) -> None:
             "the CSR has other subject alternative names than the certificate",
             remedy=f"leave subjectAltName out, or write all of: {', '.join(sorted(_texts(old)))[:200] or 'none'}",
         )
+
+
+def select_kept(request: CertificationRequest, old: CertificateNames, profile: Profile) -> CertificateNames:
+    """Return the names of a successor under a profile; raises `ProfileViolation`, `RenewalRefused`."""
+    selected = select_names(with_names(request, old), from_anywhere(profile))
+    require_kept(selected, old)
+    return selected
 
 
 def with_names(request: CertificationRequest, names: CertificateNames) -> CertificationRequest:

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from pkix.asked import AskedNames
 from pkix.errors import ProfileViolation
+from pkix.profile import Policy
 from pkix.profile_rules import KeyRule, NameRule, Presence
 from server.app import Parts
 from server.cli import profile_replay, profile_run
@@ -356,7 +357,7 @@ def test_the_commands_are_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 class Row:
     """A row of certificates, as it was issued under a profile that nobody recorded."""
 
-    serial, client, profile, created_at, asked = "5f", "ministry", "old@1", 0, None
+    serial, client, profile, created_at, asked, renews = "5f", "ministry", "old@1", 0, None, None
 
     def __init__(self, key: PrivateKey, ca: SampleCa) -> None:
         san = x509.DNSName("a.example.la")
@@ -392,6 +393,12 @@ async def test_a_replay_words_what_changes(parts: Parts) -> None:
     assert changes["extension AuthorityInformationAccess"][1] == "http://pki.example.la/ocsp"
     assert changes["extension CRLDistributionPoints"][1] == ""
     assert changes["subject"][1] == "CN=x"
+    with_cps = dataclasses.replace(
+        profile, policies=(Policy(oid=x509.ObjectIdentifier("1.2.3"), cps="https://a.la/"),)
+    )
+    found = dataclasses.replace(replay, profile=with_cps).replay(row)
+    assert found is not None
+    assert ("extension CertificatePolicies", "1.2.3 https://a.la/") in [(c.what, c.after) for c in found.changes]
     late = dataclasses.replace(replay, now=now + dt.timedelta(days=366 * 40))
     found = late.replay(row)
     assert found is not None

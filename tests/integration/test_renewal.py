@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import datetime as dt
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import NoReturn
@@ -23,6 +24,7 @@ from server.errors import AlreadyRenewed, NotFound, NotPermitted, Overloaded, Re
 from server.issuance.catalogue import Catalogue
 from server.issuance.order import IssuedCertificate
 from server.issuance.records import IssuanceRecords
+from server.issuance.replay import Replay
 from server.issuance.succession import Succession
 from server.keys.hierarchy import ISSUING
 from server.renewal.service import Renewals
@@ -109,6 +111,26 @@ async def test_successor_has_subject_and_names_whether_the_csr_repeats_them_or_n
         (serial_hex(bare.serial), serial_hex(old.serial)),
         (serial_hex(whole.serial), serial_hex(bare.serial)),
     ]
+
+
+async def test_a_renewal_is_replayed_with_the_names_of_its_predecessor(
+    parts: Parts, renewals: Renewals, clock: MovableClock
+) -> None:
+    await renew(renewals, await issued(parts))
+    replay = Replay(
+        profile=parts.profiles.named("tls-server"),
+        issuer=parts.issuance._issuer,
+        issuer_label=ISSUING,
+        backdate=dt.timedelta(minutes=5),
+        registry=parts.profiles,
+        now=clock(),
+        limit=2,
+    )
+    assert [found async for found in replay.run(parts.database)] == [None, None]
+    without_o = tuple(rule for rule in replay.profile.subject if rule.kind.name != "O")
+    replay = dataclasses.replace(replay, profile=dataclasses.replace(replay.profile, subject=without_o))
+    refusals = [found.refusal if found else "" async for found in replay.run(parts.database)]
+    assert len(refusals) == sum("subject attribute O is not allowed" in refusal for refusal in refusals) == 2
 
 
 async def test_csr_that_asks_for_something_else_is_refused(parts: Parts, renewals: Renewals, home: Path) -> None:

@@ -3,14 +3,16 @@ import ipaddress
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from cryptography.hazmat.primitives.serialization import Encoding, load_der_public_key
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pkix.algorithms import ECDSA_WITH_SHA256
 from pkix.csr import MAX_CSR_BYTES, parse_csr
 from pkix.errors import KeyRejected, MalformedCsr, ProofOfPossessionFailed, RequesterError
 from pkix.keys import check_subject_key
-from tests.support.ca import make_csr
+from pkix.unsigned import tlv
+from tests.support.ca import make_csr, sign
 
 GOOD = make_csr(encoding=Encoding.DER)
 
@@ -32,6 +34,24 @@ def test_both_encodings_give_the_same_request(encoding: Encoding) -> None:
     assert request.uris == ("https://example.gov/7",)
     assert request.other_names == 1
     assert request.public_key == key.public_key()
+
+
+@pytest.mark.parametrize("second", ["2a864886f70d01090e", "2b0601040182370201 0e"])
+def test_a_second_list_of_extensions_is_not_dropped_silently(second: str) -> None:
+    def asking(oid: str, host: bytes) -> bytes:
+        name = tlv(0x30, tlv(0x06, bytes.fromhex("551d11")) + tlv(0x04, tlv(0x30, tlv(0x82, host))))
+        return tlv(0x30, tlv(0x06, bytes.fromhex(oid)) + tlv(0x31, tlv(0x30, name)))
+
+    def request(attributes: bytes) -> bytes:
+        key = ec.generate_private_key(ec.SECP256R1())
+        spki = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        info = tlv(0x30, b"\x02\x01\x00\x30\x00" + spki + tlv(0xA0, attributes))
+        return tlv(0x30, info + ECDSA_WITH_SHA256.identifier_der + tlv(0x03, b"\x00" + sign(key, info)))
+
+    first = asking("2a864886f70d01090e", b"a.example.gov")
+    assert parse_csr(request(first)).dns_names == ("a.example.gov",)
+    with pytest.raises(MalformedCsr, match="two lists"):
+        parse_csr(request(first + asking(second, b"b.example.gov")))
 
 
 def test_a_flipped_bit_in_the_signature_fails_the_proof_of_possession() -> None:

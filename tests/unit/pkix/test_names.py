@@ -205,6 +205,36 @@ def test_a_mailbox_may_stand_in_the_common_name() -> None:
         choose(public, csr=((NameOID.COMMON_NAME, "192.0.2.7"),))
 
 
+@pytest.mark.parametrize("fixed", [False, True])
+def test_a_common_name_stands_for_a_name_where_names_may_come_from(fixed: bool) -> None:
+    common_name = rule("CN", value="a.gov", presence=Presence.FIXED) if fixed else rule("CN")
+    profile = replace(BUILT_IN["tls-server"], subject=(common_name,))
+    csr, json = ((NameOID.COMMON_NAME, "a.gov"),), AskedNames(subject=(("CN", "a.gov"),))
+    for_csr, for_json = (
+        replace(profile, dns=replace(profile.dns, source=source)) for source in (Source.CSR, Source.CLIENT)
+    )
+    for chosen in (choose(for_csr, csr=csr), choose(for_json, json), choose(for_csr, json, csr=csr)):
+        assert chosen.dns_names == ("a.gov",)
+    if fixed:
+        for one in (for_csr, for_json):
+            assert (
+                choose(one).dns_names
+                == choose(one, json).dns_names
+                == choose(one, csr=csr).dns_names
+                == ("a.gov",)
+            )
+        return
+    with pytest.raises(ProfileViolation, match="does not take it from the JSON"):
+        choose(for_csr, json)
+    with pytest.raises(ProfileViolation, match="does not take it from the CSR"):
+        choose(for_json, csr=csr)
+
+
+def test_a_profile_without_a_common_name_may_say_what_it_would_be() -> None:
+    profile = replace(BUILT_IN["tls-server"], subject=())
+    assert choose(profile, AskedNames(dns_names=("a.gov",))).dns_names == ("a.gov",)
+
+
 def test_two_writings_of_the_same_letters_are_one() -> None:
     profile = office(rule("O"))
     chosen = choose(

@@ -25,6 +25,7 @@ from server.enrol.rest import RestApi
 from server.errors import ServerError
 from server.home import Home, exclusive, write_file
 from server.issuance.catalogue import Catalogue
+from server.keys.certified import require_known_ca
 from server.keys.hierarchy import ISSUING, OCSP
 from server.keys.token import prepare_token
 from server.milestones import Milestones, unwatched
@@ -56,6 +57,7 @@ def prepare_home(config: Config, logger: FilteringBoundLogger, pins: Mapping[str
     with exclusive(home):
         if not home.settings.exists():
             write_file(home.settings, default_toml().encode(), mode=0o600)
+        require_known_ca(home, place_of(config))
         lanes = prepare_token(config, home, logger, pins)
         upgrade(place_of(config))
     return lanes

@@ -81,6 +81,12 @@ class Home:
         return self.root / "public"
 
     @property
+    def traces_of_a_ca(self) -> tuple[Path, ...]:
+        """What stands here only after a database knew a CA: its certificate and what it published."""
+        crls = self.public / "crl"
+        return self.ca / "root.pem", crls / "issuing.crl", crls / "root.crl"
+
+    @property
     def run(self) -> Path:
         """Sockets and lock files, worthless after a reboot; and what a restart must not forget."""
         return self.root / "run"

@@ -26,7 +26,7 @@ from server.errors import ConfigError, InvalidRequest, RequestRefused
 from server.home import Home
 from server.issuance.profile_files import profile_names, read_profile_files
 from server.storage.database import Database
-from server.storage.place import is_initialised, place_of
+from server.storage.place import is_initialised, no_database, place_of
 from server.usage.report import UsageReports
 
 EXIT_REFUSED = 1
@@ -89,7 +89,7 @@ def _run(work: Callable[[ClientDirectory, Database], Awaitable[None]]) -> int:
         config = read_config()
         place = await asyncio.to_thread(place_of, config)
         if not is_initialised(place):
-            raise ConfigError(f"{config.home} was never initialised: run `certmill init` first")
+            raise ConfigError(no_database(Home(config.home), place))
         names = profile_names(read_profile_files(Home(config.home).profiles))
         async with Database(place) as database:
             directory = ClientDirectory(

@@ -23,7 +23,7 @@ from server.storage.backup import OnProgress, back_up
 from server.storage.check import Finding, check_database
 from server.storage.migrate import head, revision
 from server.storage.migrate import upgrade as migrate
-from server.storage.place import Place, is_initialised, place_of
+from server.storage.place import Place, is_initialised, no_database, place_of
 from server.storage.restore import restore as put_back
 
 EXIT_FOUND = 1
@@ -68,7 +68,8 @@ def check(*, as_json: bool) -> int:
 def backup(file: Path, *, as_json: bool) -> int:
     """Write a backup."""
 
-    def work(_config: Config, place: Place) -> int:
+    def work(config: Config, place: Place) -> int:
+        _require_initialised(config, place)
         with _progress("backup") as on_progress:
             done = back_up(place, file, on_progress)
         if as_json:
@@ -119,7 +120,7 @@ def _run(work: Callable[[Config, Place], int]) -> int:
 
 def _require_initialised(config: Config, place: Place) -> None:
     if not is_initialised(place):
-        raise ConfigError(f"{config.home} was never initialised: run `certmill init` first")
+        raise ConfigError(no_database(Home(config.home), place))
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from server.issuance.replay import Difference, Replay
 from server.keys.described import describe_issuer
 from server.keys.hierarchy import ISSUING
 from server.storage.database import Database
-from server.storage.place import place_of
+from server.storage.place import is_initialised, no_database, place_of
 from server.storage.schema import issuers
 
 
@@ -37,8 +37,9 @@ def replay(file: Path, *, since: dt.datetime | None, limit: int | None, as_json:
         nonlocal differences
         config = read_config()
         profile = read_profile_file(file).profile
-        if not Home(config.home).database.exists():
-            raise ConfigError(f"{config.home} was never initialised: there is nothing to replay")
+        place = place_of(config)
+        if not is_initialised(place):
+            raise ConfigError(no_database(Home(config.home), place))
         begin = 0 if since is None else epoch(since.replace(tzinfo=dt.UTC))
         counts = uvloop.run(_replay(config, profile, begin, limit, as_json=as_json))
         differences = counts["refused"] + counts["changed"]

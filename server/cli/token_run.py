@@ -25,7 +25,7 @@ from server.cli.token_report import (
     print_tokens,
     progress_console,
 )
-from server.cli.token_source import TokenSource, is_serving, not_initialised, token_sources
+from server.cli.token_source import TokenSource, is_serving, token_sources
 from server.cli.token_verdict import inventory, judge
 from server.config import Config, environment, load_config
 from server.errors import ConfigError, ServerError
@@ -34,7 +34,7 @@ from server.keys.certified import expected_keys
 from server.keys.hierarchy import ISSUING, OCSP, ROOT
 from server.keys.pin import ask_on_terminal
 from server.logs import make_logger
-from server.storage.place import is_initialised, place_of
+from server.storage.place import is_initialised, no_database, place_of
 from server.supervisor import EXIT_CONFIG
 from signer_pool.errors import SignerPoolError
 
@@ -99,8 +99,9 @@ def _sources() -> tuple[Config, list[TokenSource]]:
     config = load_config(environment())
     home = Home(config.home)
     sources = token_sources(config, environment(), ask_on_terminal, _logger(config))
-    if not is_initialised(place_of(config)):
-        typer.echo(f"certmill: {not_initialised(home)}, before it serves with these tokens", err=True)
+    place = place_of(config)
+    if not is_initialised(place):
+        typer.echo(f"certmill: {no_database(home, place)}", err=True)
     return config, sources
 
 

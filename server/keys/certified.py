@@ -16,11 +16,11 @@ from sqlalchemy import Connection, Select, inspect, select
 from sqlalchemy.dialects import sqlite
 
 from server.auth.clients import CERTMILL
-from server.errors import StorageError
+from server.errors import ConfigError, StorageError
 from server.home import Home, write_file
 from server.issuance.profile_files import OCSP_RESPONDER
 from server.storage.blocking import blocking
-from server.storage.place import Place, PostgresPlace, SqlitePlace
+from server.storage.place import Place, PostgresPlace, SqlitePlace, no_database
 from server.storage.schema import State, certificates, issuers
 
 
@@ -34,6 +34,16 @@ def certified_keys(home: Home, place: Place | None = None) -> dict[str, bytes]:
         return {name: _spki_der(der) for name, der in rows}
     except ValueError as error:
         raise StorageError(f"{place or SqlitePlace(home.database)}: {error}") from None
+
+
+def require_known_ca(home: Home, place: Place) -> None:
+    """Refuse a database that does not know the CA which this home has had. Changes nothing.
+
+    A start would make a second CA with the same keys, and publish CRLs without one of the revocations.
+    Raises `ConfigError` or `StorageError`.
+    """
+    if any(path.exists() for path in home.traces_of_a_ca) and not certified_keys(home, place):
+        raise ConfigError(no_database(home, place))
 
 
 def expected_keys(home: Home, place: Place | None = None, *, issuer: str, responder: str) -> dict[str, bytes]:

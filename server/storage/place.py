@@ -51,5 +51,17 @@ def is_initialised(place: Place) -> bool:
     return not isinstance(place, SqlitePlace) or place.path.exists()
 
 
+def no_database(home: Home, place: Place) -> str:
+    """Say what to do about a database that is not there, or has no CA: it was never made, or it is lost."""
+    trace = next((path for path in home.traces_of_a_ca if path.exists()), None)
+    if trace is None:
+        return f"{home.root} was never initialised: run `certmill init` first"
+    return (
+        f"{place} is lost, or it is another one: it does not know the CA of this home ({trace}). Nothing is made "
+        "in its place. Put the last backup back: `certmill db restore FILE` (with --overwrite where it asks for "
+        "that; docs/operating.md, Restore); a new CA needs an empty CERTMILL_HOME"
+    )
+
+
 def _nobody() -> str:
     raise AssertionError("`prompt` is refused by the settings")

@@ -86,7 +86,8 @@ KINDS: dict[type[BaseException], Kind] = {
         "lint",
         500,
         "The certificate would break a rule: its profile is broken",
-        "Report it to the CA's operators with the request id; nothing was signed. They correct the profile.",
+        "Report it to the CA's operators with the request id; nothing was signed. They correct the profile or, "
+        "where a finding is about the CA's URLs, listen.public_url.",
     ),
     errors.LintUnavailable: Kind("lint-unavailable", 503, "The linter is not available", _LATER),
     errors.Overloaded: Kind("overloaded", 503, "Too many requests are waiting", _LATER),

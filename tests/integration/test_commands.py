@@ -210,6 +210,41 @@ def test_token_that_vanished_is_not_made_anew(tmp_path: Path) -> None:
     assert certmill(tmp_path, "init", **softhsm).returncode == 0
 
 
+def test_lost_database_is_not_made_anew(tmp_path: Path) -> None:
+    """A second CA with the same keys would publish CRLs without one of the first one's revocations."""
+    assert certmill(tmp_path, "init").returncode == 0
+    crl, ca = tmp_path / "public/crl/issuing.crl", tmp_path / "ca/issuing.pem"
+    published, certificate = crl.read_bytes(), ca.read_bytes()
+    backup = tmp_path / "one.backup"
+    assert certmill(tmp_path, "db", "backup", str(backup)).returncode == 0
+    for file in tmp_path.glob("certmill.sqlite*"):
+        file.unlink()
+    for command in (
+        ["serve"],
+        ["authority"],
+        ["init"],
+        ["db", "check"],
+        ["db", "backup", "x"],
+        ["client", "list"],
+    ):
+        assert "certmill db restore FILE" in one_line(certmill(tmp_path, *command)), command
+        assert not (tmp_path / "certmill.sqlite").exists()
+    assert crl.read_bytes() == published
+    assert certmill(tmp_path, "db", "restore", str(backup)).returncode == 0
+    assert certmill(tmp_path, "init").returncode == 0
+    assert ca.read_bytes() == certificate
+
+
+def test_database_without_this_ca_is_refused(tmp_path: Path) -> None:
+    assert certmill(tmp_path, "init").returncode == 0
+    for file in tmp_path.glob("certmill.sqlite*"):
+        file.unlink()
+    (tmp_path / "certmill.sqlite").touch()
+    said = one_line(certmill(tmp_path, "authority"))
+    assert "does not know the CA of this home" in said
+    assert (tmp_path / "certmill.sqlite").read_bytes() == b""
+
+
 def test_lost_pin_is_not_drawn_anew(tmp_path: Path) -> None:
     assert certmill(tmp_path, "init").returncode == 0
     pin = tmp_path / "secrets/pin"

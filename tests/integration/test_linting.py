@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
+from pkix.asked import AskedNames
 from pkix.errors import ContentRefused, LintError
 from server.app import Parts
 from server.errors import LintUnavailable
@@ -40,6 +41,25 @@ async def test_findings_stop_issuing_before_any_intent_and_any_signature(parts: 
     assert not isinstance(refused.value, ContentRefused)
     assert signatures(parts) == before
     assert await asyncio.to_thread(table.states) == []
+
+
+@pytest.mark.parametrize(
+    ("profile", "subject"),
+    [
+        ("natural-person", {"givenName": "ສົມສັກ", "surname": "ພົມມະຈັນ", "serialNumber": "IDCLA-0001"}),
+        ("company", {"O": "ບໍລິສັດ", "organizationIdentifier": "NTRLA-01-0001"}),
+    ],
+)
+async def test_private_trust_is_issued_with_the_urls_of_a_first_try(
+    parts: Parts, profile: str, subject: dict[str, str]
+) -> None:
+    """`make run` writes http://127.0.0.1 into certificates, and the ETSI linter wants public hosts."""
+    text = {"C": "LA", "CN": "ສົມສັກ", **subject}
+    asked = AskedNames(subject=tuple(text.items()))
+    issued = await parts.issuance.issue(
+        replace(order(csr=make_csr(None)), profile=parts.profiles.named(profile), asked=asked)
+    )
+    assert issued.profile == f"{profile}@1"
 
 
 async def test_without_a_linter_only_known_shapes_are_signed(

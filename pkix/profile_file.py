@@ -120,10 +120,10 @@ def parse_profile(text: str) -> Profile:
         raise ProfileError("it is too long", key="file", remedy=f"use at most {MAX_PROFILE_BYTES} characters")
     try:
         raw = msgspec.convert(tomllib.loads(text), _File)
-    except tomllib.TOMLDecodeError as error:
-        raise ProfileError(f"not valid TOML: {error}", key="file", remedy="see https://toml.io") from None
     except msgspec.ValidationError as error:
         raise _of_wrong_form(str(error)) from None
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, a number of 5,000 digits, 10,000 brackets
+        raise ProfileError(f"not valid TOML: {error}", key="file", remedy="see https://toml.io") from None
     return Profile(
         name=raw.name,
         version=raw.version,

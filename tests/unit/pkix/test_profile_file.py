@@ -72,6 +72,8 @@ def test_a_profile_says_what_its_file_says() -> None:
         ("version = 3", "", "version", "write it"),
         ("version = 3", "version = 3\nvresion = 4", "vresion", "leave it out"),
         ("version = 3", "version = ", "file", "toml.io"),
+        ("version = 3", "version = " + "9" * 5000, "file", "toml.io"),
+        ("version = 3", "version = " + "[" * 10000, "file", "toml.io"),
         ("version = 3", "version = 3\n#" + "x" * MAX_PROFILE_BYTES, "file", "at most"),
         ('title = "An office"', 'title = " "', "title", "in a line"),
         ('family = "private"', 'family = "public"', "lint", 'lint = "every"'),

@@ -7,6 +7,7 @@ writer dies between the two, workers notice at the latest with the next second, 
 """
 
 import asyncio
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -72,7 +73,7 @@ class LmdbStore:
 
     async def put_issuer(self, tag: IssuerTag, *, sha1: tuple[bytes, bytes], sha256: tuple[bytes, bytes]) -> None:
         """Register an issuer, see `ResponseStore`."""
-        await self._in_thread(self._put, _ISSUER + tag, b"".join((*sha1, *sha256)))
+        await self._in_thread(self._put_issuer, _ISSUER + tag, b"".join((*sha1, *sha256)))
         self.trouble = None
 
     async def _in_thread(self, work: Callable[..., T], *arguments: object) -> T:
@@ -117,9 +118,11 @@ class LmdbStore:
                 transaction.delete(key)
         self._generation.bump()
 
-    def _put(self, key: bytes, value: bytes) -> None:
+    def _put_issuer(self, key: bytes, hashes: bytes) -> None:
         with self._begin() as transaction:
-            transaction.put(key, value)
+            for other in [other for other, same in _issuers(transaction) if same == hashes]:
+                transaction.delete(other)
+            transaction.put(key, hashes)
         self._generation.bump()
 
     def _begin(self, *, write: bool = True) -> Any:  # noqa: ANN401 - lmdb.Transaction, whose stubs know of no bytes
@@ -175,14 +178,11 @@ class LmdbReader:
         """Map issuer hashes to key prefixes, see `ResponseReader`."""
         prefixes: dict[bytes, bytes] = {}
         try:
-            with self._begin() as transaction, transaction.cursor() as cursor:
-                if cursor.set_range(_ISSUER):
-                    for key, hashes in cursor:
-                        if not key.startswith(_ISSUER):
-                            break
-                        tag = IssuerTag(key[1:])
-                        prefixes[hashes[:_SHA1_OCTETS]] = key_prefix(tag, "sha1")
-                        prefixes[hashes[_SHA1_OCTETS:]] = key_prefix(tag, "sha256")
+            with self._begin() as transaction:
+                for key, hashes in _issuers(transaction):
+                    tag = IssuerTag(key[1:])
+                    prefixes[hashes[:_SHA1_OCTETS]] = key_prefix(tag, "sha1")
+                    prefixes[hashes[_SHA1_OCTETS:]] = key_prefix(tag, "sha256")
         except lmdb.Error as error:
             raise StoreError(f"response store {self._directory}: {error}") from error
         return prefixes
@@ -210,3 +210,9 @@ class LmdbReader:
             return (self._directory / "data.mdb").stat().st_ino, (self._directory / "generation").stat().st_ino
         except OSError:
             return (0, 0)
+
+
+def _issuers(transaction: Any) -> Iterator[tuple[bytes, bytes]]:  # noqa: ANN401 - lmdb.Transaction
+    with transaction.cursor() as cursor:
+        if cursor.set_range(_ISSUER):
+            yield from itertools.takewhile(lambda entry: entry[0].startswith(_ISSUER), cursor)

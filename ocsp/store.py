@@ -101,4 +101,4 @@ class ResponseStore(Protocol):
         """Forget the answers of expired certificates."""
 
     async def put_issuer(self, tag: IssuerTag, *, sha1: tuple[bytes, bytes], sha256: tuple[bytes, bytes]) -> None:
-        """Tell workers which (name hash, key hash) mean the issuer called `tag`."""
+        """Tell workers which (name hash, key hash) mean the issuer called `tag`, and no other one from now on."""

@@ -15,7 +15,7 @@ from ocsp.entry import pack, unpack
 from ocsp.errors import StoreBroken, StoreError, StoreFull
 from ocsp.generation import Generation
 from ocsp.lmdb_store import MAP_BYTES, LmdbReader, LmdbStore
-from ocsp.store import ResponseKey, Status, StoredResponse, key_prefix
+from ocsp.store import IssuerTag, ResponseKey, Status, StoredResponse, key_prefix
 from tests.unit.ocsp.stores import SHA1, SHA256, TAG, fill, key, response, with_store
 
 OLD_GOOD = response(der=b"old", age_s=100)
@@ -111,6 +111,27 @@ def test_every_write_moves_the_generation(tmp_path: Path) -> None:
     with_store(tmp_path, _nothing)
     assert before.value() != value  # a writer that starts may have lost a bump when it died
     before.close()
+
+
+@pytest.mark.parametrize("before", [b"\x00" * 8, b"\xff" * 8])
+def test_an_issuer_of_the_same_name_and_key_takes_the_place_of_the_one_before(
+    tmp_path: Path, before: bytes
+) -> None:
+    """A CA certificate that was made anew for the same key: its answers are served, and not that there are none."""
+
+    async def register(store: LmdbStore) -> None:
+        await store.put_issuer(IssuerTag(before), sha1=SHA1, sha256=SHA256)
+        await store.put_issuer(IssuerTag(b"other-ca"), sha1=(b"o" * 20, b"k" * 20), sha256=(b"O" * 32, b"K" * 32))
+        await store.publish([(key(1), NEW_GOOD)])
+        await store.put_issuer(TAG, sha1=SHA1, sha256=SHA256)
+
+    with_store(tmp_path, register)
+    reader = LmdbReader(tmp_path)
+    prefixes = reader.key_prefixes()
+    reader.close()
+    assert prefixes[b"".join(SHA1)] == key_prefix(TAG, "sha1")
+    assert prefixes[b"".join(SHA256)] == key_prefix(TAG, "sha256")
+    assert len(prefixes) == 4
 
 
 async def _nothing(_store: LmdbStore) -> None:

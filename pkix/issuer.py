@@ -23,6 +23,7 @@ class Issuer:
     """
 
     certificate: x509.Certificate
+    certificate_pem: str
     public_key: SigningPublicKey
     name_der: bytes
     spki_der: bytes
@@ -48,6 +49,7 @@ class Issuer:
         issuers = _access(AuthorityInformationAccessOID.CA_ISSUERS, ca_issuers_url)
         return cls(
             certificate=certificate,
+            certificate_pem=certificate.public_bytes(Encoding.PEM).decode("ascii"),
             public_key=public_key,
             name_der=certificate.subject.public_bytes(),
             spki_der=public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),
@@ -65,11 +67,6 @@ class Issuer:
     def certificate_der(self) -> bytes:
         """The CA certificate (DER)."""
         return self.certificate.public_bytes(Encoding.DER)
-
-    @property
-    def certificate_pem(self) -> str:
-        """The CA certificate (PEM, RFC 7468)."""
-        return self.certificate.public_bytes(Encoding.PEM).decode("ascii")
 
     def hashes(self, name: str) -> tuple[bytes, bytes]:
         """Return issuerNameHash and issuerKeyHash under the hash called `name` (RFC 6960 §4.1.1)."""

@@ -5,7 +5,7 @@ import base64
 import csv
 import io
 import re
-import textwrap
+import ssl
 import zipfile
 from collections.abc import AsyncGenerator, Sequence
 from typing import Annotated, Any, Literal
@@ -124,8 +124,7 @@ def result(row: AnyRow) -> ResultRow:
 
 def pem(der: bytes) -> str:
     """Write a certificate as PEM."""
-    lines = "\n".join(textwrap.wrap(base64.b64encode(der).decode("ascii"), 64))
-    return f"-----BEGIN CERTIFICATE-----\n{lines}\n-----END CERTIFICATE-----\n"
+    return ssl.DER_cert_to_PEM_cert(der)
 
 
 def inert(cell: str) -> str:

@@ -10,8 +10,6 @@ from typing import get_args
 
 import msgspec
 from aiohttp import web
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from pkix.asked import AskedNames
 from pkix.crl import RevocationReason
@@ -159,13 +157,12 @@ class RestApi:
         )
 
     def _issued(self, issued: IssuedCertificate) -> messages.Certificate:
-        read = x509.load_der_x509_certificate(issued.certificate_der)
         return messages.Certificate(
             serial=serial_hex(issued.serial),
             status="good",
             profile=issued.profile,
-            subject=read.subject.rfc4514_string(),
-            dns_names=_dns_names(read),
+            subject=issued.subject,
+            dns_names=list(issued.dns_names),
             not_before=issued.not_before,
             not_after=issued.not_after,
             certificate=_pem(issued.certificate_der),
@@ -315,16 +312,8 @@ def _bad_filter(field: str, detail: str) -> InvalidRequest:
     return InvalidRequest(detail, field=field[:40], remedy=f"filters are: {', '.join(sorted(FILTERS))}")
 
 
-def _dns_names(certificate: x509.Certificate) -> list[str]:
-    try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
-        return []
-    return names.get_values_for_type(x509.DNSName)
-
-
 def _pem(der: bytes) -> str:
-    return x509.load_der_x509_certificate(der).public_bytes(Encoding.PEM).decode("ascii")
+    return ssl.DER_cert_to_PEM_cert(der)
 
 
 def json_response(message: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:

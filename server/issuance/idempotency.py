@@ -7,10 +7,9 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Self
 
-from pkix.names import SerialNumber
-from server.clock import Clock, epoch, from_epoch
+from server.clock import Clock, epoch
 from server.errors import IdempotencyConflict, KeyInUse, Overloaded
-from server.issuance.order import IssuedCertificate, Order
+from server.issuance.order import IssuedCertificate, Order, issued_before
 from server.issuance.records import IssuanceRecords
 from server.metrics import AuthorityMetrics
 from server.storage.schema import State
@@ -110,14 +109,7 @@ class IdempotencyKeys:
                 return None
             raise KeyInUse
         self._metrics.idempotent_replays.inc()
-        return IssuedCertificate(
-            serial=SerialNumber(int(row.serial, 16)),
-            certificate_der=row.der,
-            profile=row.profile,
-            not_before=from_epoch(row.not_before),
-            not_after=from_epoch(row.not_after),
-            replayed=True,
-        )
+        return issued_before(row)
 
 
 def _require_same(order: Order, fingerprint: bytes) -> None:

@@ -11,6 +11,8 @@ from pkix.names import SerialNumber
 from pkix.profile import Profile
 from pkix.subject import CertificateNames
 from server.auth.clients import Client
+from server.clock import from_epoch
+from server.storage.database import AnyRow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +70,22 @@ class IssuedCertificate:
     serial: SerialNumber
     certificate_der: bytes
     profile: str
+    subject: str
+    dns_names: tuple[str, ...]
     not_before: dt.datetime
     not_after: dt.datetime
     replayed: bool = False
+
+
+def issued_before(row: AnyRow) -> IssuedCertificate:
+    """Return what a row of `certificates` says, for a call that is answered again."""
+    return IssuedCertificate(
+        serial=SerialNumber(int(row.serial, 16)),
+        certificate_der=row.der,
+        profile=row.profile,
+        subject=row.subject,
+        dns_names=tuple(row.dns_names),
+        not_before=from_epoch(row.not_before),
+        not_after=from_epoch(row.not_after),
+        replayed=True,
+    )

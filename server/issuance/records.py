@@ -155,7 +155,7 @@ class IssuanceRecords:
         """Return what an idempotency key was used for: request digest, serial, state and certificate."""
         c, k = certificates.c, idempotency_keys.c
         query = (
-            select(k.request_sha256, c.serial, c.state, c.der, c.profile, c.not_before, c.not_after, c.authority)
+            select(k.request_sha256, certificates)
             .join(certificates, (c.issuer == k.issuer) & (c.serial == k.serial))
             .where(k.client == client, k.key == key)
         )

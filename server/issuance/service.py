@@ -249,6 +249,8 @@ def _issued(finished: Finished) -> IssuedCertificate:
         serial=certificate.serial,
         certificate_der=finished.certificate_der,
         profile=certificate.profile.identity,
+        subject=certificate.subject,
+        dns_names=certificate.dns_names,
         not_before=certificate.not_before,
         not_after=certificate.not_after,
     )

@@ -4,17 +4,14 @@ import datetime as dt
 from dataclasses import dataclass
 
 from pkix.csr import CertificationRequest, parse_csr
-from pkix.names import SerialNumber
 from server.auth.clients import Client
-from server.clock import from_epoch
 from server.config import RenewalSection
 from server.errors import AlreadyRenewed, RenewalRefused
 from server.issuance.catalogue import Catalogue
-from server.issuance.order import IssuedCertificate, Order
+from server.issuance.order import IssuedCertificate, Order, issued_before
 from server.issuance.profiles import ProfileRegistry
 from server.issuance.service import IssuanceService
 from server.renewal.names import names_of, require_same
-from server.storage.database import AnyRow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,15 +74,4 @@ class Renewals:
         row = await self.catalogue.successor(serial, client=client.name)
         if row is None or row.csr != request.der:
             return None
-        return _replayed(row)
-
-
-def _replayed(row: AnyRow) -> IssuedCertificate:
-    return IssuedCertificate(
-        serial=SerialNumber(int(row.serial, 16)),
-        certificate_der=row.der,
-        profile=row.profile,
-        not_before=from_epoch(row.not_before),
-        not_after=from_epoch(row.not_after),
-        replayed=True,
-    )
+        return issued_before(row)

@@ -9,11 +9,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from ocsp.errors import StoreError
-from ocsp.store import Status
-from pkix.names import SerialNumber
 from server.app import Parts
-from server.batches import job_run
 from server.batches.intake import Asked
 from server.batches.work import WorkRecords
 from server.clock import epoch
@@ -36,7 +32,6 @@ from tests.support.authority import (
     authority,
     prepare,
     software_config,
-    stored_status,
 )
 from tests.support.batches import (
     csr_text,
@@ -238,82 +233,6 @@ async def test_limits_name_themselves(parts: Parts, table: Table) -> None:
         await send(parts, good_rows(1), client=OTHER)
 
 
-async def test_a_passing_fault_fails_no_row_and_pause_ends_the_waiting(parts: Parts, table: Table) -> None:
-    table.fail("insert on certificates")
-    job = await send(parts, good_rows(60))
-    async with runner(parts):
-        await until(parts, job, lambda _: _retries(parts) > 40)
-        paused = await parts.batches.change(job.id, JobState.PAUSED, client="ministry", request_id="r")
-        assert paused.state is JobState.PAUSED
-        async with asyncio.timeout(1):  # within a second
-            await until(parts, job, lambda _: parts.batches.runner.running(job.id) is None)
-        await asyncio.to_thread(table.mend)
-        await asyncio.sleep(0)
-        assert (await parts.batches.one(job.id, client="ministry")).issued == 0
-        for _ in range(2):  # can be repeated
-            await parts.batches.change(job.id, JobState.QUEUED, client="ministry", request_id="r")
-        job = await ended(parts, job)
-    assert (job.issued, job.failed) == (60, 0)
-    assert Counter(table.states())["issued"] == 60
-
-
-def _retries(parts: Parts) -> float:
-    return sum(
-        sample.value
-        for family in parts.metrics.batches.retries.collect()
-        for sample in family.samples
-        if sample.name.endswith("_total")
-    )
-
-
-async def test_a_fault_after_the_last_transaction_gives_no_second_certificate(
-    parts: Parts, table: Table, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    publish, faults = parts.publisher.publish, iter(range(2))
-
-    async def faulty(responses: Any) -> Any:
-        await publish(responses)
-        if next(faults, None) is not None:
-            raise StoreError("the answer may be there")
-
-    monkeypatch.setattr(parts.publisher, "publish", faulty)
-    async with runner(parts):
-        job = await ended(parts, await send(parts, good_rows(50)))
-    assert next(faults, None) is None
-    assert (job.issued, job.failed) == (50, 0)
-    assert table.states() == ["issued"] * 50
-
-
-async def test_a_row_whose_commit_only_seemed_to_fail_is_not_told_before_its_ocsp_answer(
-    parts: Parts, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    record_issued, faults = parts.issuance._records.record_issued, iter([1])
-
-    async def doubtful(*arguments: Any) -> None:
-        await record_issued(*arguments)
-        if next(faults, None) is not None:
-            raise StorageError("the connection was lost after the commit")
-
-    monkeypatch.setattr(parts.issuance._records, "record_issued", doubtful)
-    async with runner(parts):
-        job = await ended(parts, await send(parts, good_rows(30)))
-    assert next(faults, None) is None
-    assert (job.issued, job.failed) == (30, 0)
-    for row in await results(parts, job):
-        assert await stored_status(parts, SerialNumber(int(row["serial"], 16))) is Status.GOOD
-
-
-async def test_ends_of_rows_wait_for_the_database(parts: Parts, table: Table) -> None:
-    job = await send(parts, [{"csr": "MIIB"}] * 5)
-    table.fail("update on job_rows")
-    async with runner(parts):
-        await until(parts, job, lambda now: now.failed == 5)
-        await asyncio.to_thread(table.mend)
-        job = await ended(parts, job)
-    assert (job.state, job.failed) == (JobState.DONE, 5)
-    assert {row["state"] for row in await results(parts, job)} == {"failed"}
-
-
 async def test_a_disabled_client_s_batch_pauses_and_says_why(parts: Parts, table: Table) -> None:
     job = await send(parts, good_rows(3))
     table.rows("update clients set disabled = 1 where name = 'ministry'")
@@ -325,27 +244,6 @@ async def test_a_disabled_client_s_batch_pauses_and_says_why(parts: Parts, table
         resumed = await parts.batches.change(job.id, JobState.QUEUED, client="ministry", request_id="r")
         assert resumed.detail is None
         assert (await ended(parts, job)).issued == 3
-
-
-async def test_what_a_client_may_do_is_looked_up_again_for_rows_that_had_to_wait(
-    parts: Parts, table: Table, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(job_run, "CLIENT_SEEN_S", 0.0)
-    table.fail("insert on certificates")
-    job = await send(parts, good_rows(20))
-    async with runner(parts):
-        await until(parts, job, lambda _: _retries(parts) > 20)
-        await asyncio.to_thread(table.rows, "update clients set disabled = 1 where name = 'ministry'")
-        job = await until(parts, job, lambda now: now.state is JobState.PAUSED)
-        await until(parts, job, lambda _: parts.batches.runner.running(job.id) is None)
-        await asyncio.to_thread(table.rows, "update clients set disabled = 0 where name = 'ministry'")
-        await parts.batches.change(job.id, JobState.QUEUED, client="ministry", request_id="r")
-        before = _retries(parts)
-        await until(parts, job, lambda _: _retries(parts) > before + 20)
-        narrow = """update clients set profiles = '["tls-client"]' where name = 'ministry'"""
-        await asyncio.to_thread(table.rows, narrow)
-        job = await ended(parts, job)
-    assert job.failed == 20
 
 
 async def test_a_profile_that_is_no_longer_permitted_fails_the_rows(parts: Parts, table: Table) -> None:
@@ -460,15 +358,6 @@ async def test_a_defect_puts_its_job_aside_and_no_other(parts: Parts, monkeypatc
     assert (good.issued, good.failed) == (2, 1)
     assert (await results(parts, good))[2]["problem"]["type"] == "/docs#internal"
     assert "a defect" in str(poisoned.detail)
-
-
-async def test_the_runner_outlives_a_database_that_is_away(parts: Parts, table: Table) -> None:
-    job = await send(parts, good_rows(2))
-    table.fail("update on jobs")
-    async with runner(parts):
-        await asyncio.sleep(0.2)
-        await asyncio.to_thread(table.mend)
-        assert (await ended(parts, job)).issued == 2
 
 
 async def test_batches_of_others_do_not_exist(parts: Parts) -> None:

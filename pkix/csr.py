@@ -66,6 +66,11 @@ def parse_csr(data: bytes) -> CertificationRequest:
         return _read(csr, checked)
 
 
+def request_der(data: bytes) -> bytes:
+    """Return the DER of a PEM or DER request, unchecked; raises `ValueError`."""
+    return _load(data).public_bytes(Encoding.DER)
+
+
 def _load(data: bytes) -> x509.CertificateSigningRequest:
     if _PEM_BEGIN in data[:1024]:
         return x509.load_pem_x509_csr(data)

@@ -32,6 +32,8 @@ from server.settings.batches import BatchesSection
 from server.storage.schema import JobState
 
 CHUNK = 500
+LOST_AFTER_S = 600
+"""Beyond the deadline of its body: other clocks differ, and so may other settings."""
 _ROWS_AT_A_TIME = 50
 """Rows that are checked before others have their turn on the event loop: some 2 ms."""
 
@@ -135,8 +137,12 @@ class Intake:
             self._receiving.discard(job_id)
 
     async def remove_left_overs(self) -> int:
-        """Remove what was never received whole, and is not being received now; returns how many jobs."""
-        found = await self._records.half_received(self._authority)
+        """Remove what was never received whole, and is not being received now; returns how many jobs.
+
+        Of another authority that is what has no time left to arrive: it may be gone for good.
+        """
+        before = epoch(self._clock()) - int(self._settings.body_deadline_s) - LOST_AFTER_S
+        found = await self._records.half_received(self._authority, before=before)
         left = [job_id for job_id in found if job_id not in self._receiving]
         for job_id in left:
             await self._records.remove(job_id, but_for=_ARRIVED)

@@ -7,7 +7,7 @@ come from: two authorities, or a client and the runner, never overwrite each oth
 import functools
 from collections.abc import Sequence
 
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import delete, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from server.audit.log import AuditEntry, append
@@ -145,9 +145,12 @@ class JobRecords:
                     await connection.execute(delete(jobs).where(jobs.c.id == job_id))
                     return
 
-    async def half_received(self, authority: str) -> list[str]:
-        """Return the jobs that this authority began to receive."""
-        query = select(jobs.c.id).where(jobs.c.state == JobState.RECEIVING, jobs.c.authority == authority)
+    async def half_received(self, authority: str, *, before: int) -> list[str]:
+        """Return the jobs that this authority began to receive, or another one before so long ago."""
+        j = jobs.c
+        query = select(j.id).where(
+            j.state == JobState.RECEIVING, or_(j.authority == authority, j.created_at < before)
+        )
         async with self._database.read() as connection:
             return list((await connection.execute(query)).scalars())
 

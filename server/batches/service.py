@@ -45,8 +45,9 @@ class Batches:
         self._intake = Intake(
             records=self._records, profiles=profiles, settings=settings, authority=authority, ground=ground
         )
+        self._work = WorkRecords(ground.database, authority)
         engine = Engine(
-            work=WorkRecords(ground.database, authority),
+            work=self._work,
             issuance=issuance,
             profiles=profiles,
             clients=clients,
@@ -58,7 +59,11 @@ class Batches:
         self._closing = asyncio.Event()
 
     async def recover(self) -> None:
-        """Remove what a crash left of batches that were arriving; the runner goes on with the others by itself."""
+        """Remove what a crash left of batches that were arriving, and count what was stopped.
+
+        The runner goes on with the others by itself.
+        """
+        await self._work.recount()
         removed = await self._intake.remove_left_overs()
         if removed:
             self._ground.logger.warning("removed batches that had not arrived whole", batches=removed)

@@ -8,7 +8,7 @@ from sqlalchemy import bindparam, func, or_, select, update
 from sqlalchemy.sql import ColumnElement
 
 from pkix.names import SerialNumber
-from server.batches.job import Counts, Job
+from server.batches.job import ENDED, Counts, Job
 from server.batches.records import audit
 from server.storage.database import AnyRow, Database
 from server.storage.schema import JobState, RowState, job_rows, jobs
@@ -160,6 +160,21 @@ class WorkRecords:
                 if stopped.rowcount == 1:
                     await audit(connection, now, job, str(state), actor="certmill", detail={"detail": detail})
             await connection.execute(mine.values(authority=None, leased_until=None, **counts.as_dict()))
+
+    async def recount(self) -> int:
+        """Give back what a crash left claimed of jobs that were paused or cancelled, with the counts of its rows.
+
+        At start, for our own; returns how many. (What is to be worked on is claimed again, and counted then.)
+        """
+        j = jobs.c
+        query = select(j.id).where(j.authority == self.authority, j.state.in_((JobState.PAUSED, *ENDED)))
+        async with self._database.write() as connection:
+            left = list((await connection.execute(query)).scalars())
+            for job_id in left:
+                counts = _counts((await connection.execute(_count(job_id))).all())
+                statement = update(jobs).where(j.id == job_id, j.authority == self.authority)
+                await connection.execute(statement.values(authority=None, leased_until=None, **counts.as_dict()))
+        return len(left)
 
     async def standing(self) -> Standing:
         """Return what there is to do, for metrics."""

@@ -37,8 +37,13 @@ class Prepare(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Made(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """A prepared certificate; times in seconds since 1970. `serial` is the integer, big-endian."""
+    """A prepared certificate; times in seconds since 1970. `serial` is the integer, big-endian.
 
+    `profile` and `fingerprint` are those of the order that it was made for.
+    """
+
+    profile: str
+    fingerprint: bytes
     serial: bytes
     tbs: bytes
     tbs_sha256: bytes
@@ -50,13 +55,14 @@ class Made(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class Refused(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """An order that was refused: the class of its error and what that says."""
+    """An order that was refused: the class of its error and what that says; `fingerprint` as in `Made`."""
 
     kind: str
     detail: str
     field: str | None = None
     remedy: str | None = None
     limit: str | None = None
+    fingerprint: bytes = b""
 
 
 class Prepared(msgspec.Struct, frozen=True, array_like=True):

@@ -9,6 +9,7 @@ import sys
 from functools import lru_cache
 from typing import BinaryIO
 
+import msgspec
 from cryptography import x509
 
 from pkix.names import SerialNumber
@@ -56,9 +57,11 @@ def _prepare(preparer: Preparer, asked: Prepare, wanted: Wanted) -> Made | Refus
     try:
         prepared = preparer.prepare(order, asked.now)
     except TOLD as error:
-        return told(error)
+        return msgspec.structs.replace(told(error), fingerprint=order.fingerprint())
     certificate = prepared.certificate
     return Made(
+        profile=order.profile.identity,
+        fingerprint=order.fingerprint(),
         serial=_octets(certificate.serial),
         tbs=certificate.tbs,
         tbs_sha256=certificate.tbs_sha256,

@@ -2,7 +2,8 @@
 
 Preparing is a third of what a certificate costs and needs nothing but the request. Orders are gathered and given
 to processes, which start with the first of them. Until one is ready, and whenever none can answer, the authority
-prepares them itself: a process that is gone costs time and nothing else.
+prepares them itself: a process that is gone costs time and nothing else. So does one that is confused: a result is
+compared with its order, and is prepared anew here if it is another's.
 """
 
 import datetime as dt
@@ -16,12 +17,15 @@ from typing import Self
 from structlog.typing import FilteringBoundLogger
 
 from pkix.certificate import PreparedCertificate
+from pkix.csr import request_der
+from pkix.errors import LintError
 from pkix.issuer import Issuer
+from pkix.lint import lint_fields
 from pkix.names import SerialNumber, TbsDer
 from pkix.profile import Profile
 from pkix.unsigned import assemble
 from server.clock import Clock, from_epoch
-from server.errors import Overloaded
+from server.errors import NotPermitted, Overloaded
 from server.issuance.order import Order, PreparedOrder
 from server.metrics import AuthorityMetrics
 from server.preparing.frames import Begin, Made, Prepare, Prepared, Refused, Wanted
@@ -147,13 +151,29 @@ class Workshop:
         )
 
     def _taken(self, order: Order, made: Made | Refused, now: dt.datetime) -> PreparedOrder | Exception:
-        """Take a result over; of a certificate only the very bytes that were linted, and what stands in them."""
+        """Take a result over: of a certificate only what was linted, and if it is the one for this order."""
+        if made.fingerprint != order.fingerprint():
+            return self._here(order, now)
         if isinstance(made, Refused):
             return raised(made) or self._here(order, now)
-        tbs = TbsDer(made.tbs)
-        if hashlib.sha256(tbs).digest() != made.tbs_sha256:
+        try:
+            prepared = self._read(order, made)
+        except (ValueError, LintError, NotPermitted):
             return self._here(order, now)
         self._prepared.labels("workshop").inc()
+        return prepared
+
+    def _read(self, order: Order, made: Made) -> PreparedOrder:
+        """Bind the result to its order: the request, its key, and names that this client may have.
+
+        Raises `ValueError`, `LintError` or `NotPermitted` where it is another's. Cost: about 45 µs.
+        """
+        tbs = TbsDer(made.tbs)
+        _require(hashlib.sha256(tbs).digest() == made.tbs_sha256)
+        _require(made.profile == order.profile.identity)
+        _require(made.csr_der == request_der(order.csr))
+        names = names_of(assemble(tbs, self._issuer.algorithm, b""))
+        order.client.require_names(names)
         certificate = PreparedCertificate(
             serial=SerialNumber(int.from_bytes(made.serial, "big")),
             profile=order.profile,
@@ -161,10 +181,12 @@ class Workshop:
             tbs_sha256=made.tbs_sha256,
             spki_sha256=made.spki_sha256,
             subject=made.subject,
-            names=names_of(assemble(tbs, self._issuer.algorithm, b"")),
+            names=names,
             not_before=from_epoch(made.not_before),
             not_after=from_epoch(made.not_after),
         )
+        spki = lint_fields(certificate, self._issuer)
+        _require(made.csr_der.find(spki) >= 0)  # else it is written in another way there: rare, and prepared here
         return PreparedOrder(order=order, certificate=certificate, csr_der=made.csr_der)
 
     def _here(self, order: Order, now: dt.datetime) -> PreparedOrder | Exception:
@@ -173,3 +195,8 @@ class Workshop:
             return self._preparer.prepare(order, now)
         except Exception as error:
             return error
+
+
+def _require(condition: bool) -> None:
+    if not condition:
+        raise ValueError

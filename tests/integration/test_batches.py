@@ -9,12 +9,10 @@ from typing import Any, NoReturn
 
 import pytest
 
-from ocsp.errors import StoreError
-from ocsp.store import Status
-from pkix.names import SerialNumber
 from server.app import Parts
-from server.batches import job_run
 from server.batches.intake import Asked
+from server.batches.work import WorkRecords
+from server.clock import epoch
 from server.errors import (
     BatchTooLarge,
     BrokenBatch,
@@ -34,7 +32,6 @@ from tests.support.authority import (
     authority,
     prepare,
     software_config,
-    stored_status,
 )
 from tests.support.batches import (
     csr_text,
@@ -236,82 +233,6 @@ async def test_limits_name_themselves(parts: Parts, table: Table) -> None:
         await send(parts, good_rows(1), client=OTHER)
 
 
-async def test_a_passing_fault_fails_no_row_and_pause_ends_the_waiting(parts: Parts, table: Table) -> None:
-    table.fail("insert on certificates")
-    job = await send(parts, good_rows(60))
-    async with runner(parts):
-        await until(parts, job, lambda _: _retries(parts) > 40)
-        paused = await parts.batches.change(job.id, JobState.PAUSED, client="ministry", request_id="r")
-        assert paused.state is JobState.PAUSED
-        async with asyncio.timeout(1):  # within a second
-            await until(parts, job, lambda _: parts.batches.runner.running(job.id) is None)
-        await asyncio.to_thread(table.mend)
-        await asyncio.sleep(0)
-        assert (await parts.batches.one(job.id, client="ministry")).issued == 0
-        for _ in range(2):  # can be repeated
-            await parts.batches.change(job.id, JobState.QUEUED, client="ministry", request_id="r")
-        job = await ended(parts, job)
-    assert (job.issued, job.failed) == (60, 0)
-    assert Counter(table.states())["issued"] == 60
-
-
-def _retries(parts: Parts) -> float:
-    return sum(
-        sample.value
-        for family in parts.metrics.batches.retries.collect()
-        for sample in family.samples
-        if sample.name.endswith("_total")
-    )
-
-
-async def test_a_fault_after_the_last_transaction_gives_no_second_certificate(
-    parts: Parts, table: Table, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    publish, faults = parts.publisher.publish, iter(range(2))
-
-    async def faulty(responses: Any) -> Any:
-        await publish(responses)
-        if next(faults, None) is not None:
-            raise StoreError("the answer may be there")
-
-    monkeypatch.setattr(parts.publisher, "publish", faulty)
-    async with runner(parts):
-        job = await ended(parts, await send(parts, good_rows(50)))
-    assert next(faults, None) is None
-    assert (job.issued, job.failed) == (50, 0)
-    assert table.states() == ["issued"] * 50
-
-
-async def test_a_row_whose_commit_only_seemed_to_fail_is_not_told_before_its_ocsp_answer(
-    parts: Parts, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    record_issued, faults = parts.issuance._records.record_issued, iter([1])
-
-    async def doubtful(*arguments: Any) -> None:
-        await record_issued(*arguments)
-        if next(faults, None) is not None:
-            raise StorageError("the connection was lost after the commit")
-
-    monkeypatch.setattr(parts.issuance._records, "record_issued", doubtful)
-    async with runner(parts):
-        job = await ended(parts, await send(parts, good_rows(30)))
-    assert next(faults, None) is None
-    assert (job.issued, job.failed) == (30, 0)
-    for row in await results(parts, job):
-        assert await stored_status(parts, SerialNumber(int(row["serial"], 16))) is Status.GOOD
-
-
-async def test_ends_of_rows_wait_for_the_database(parts: Parts, table: Table) -> None:
-    job = await send(parts, [{"csr": "MIIB"}] * 5)
-    table.fail("update on job_rows")
-    async with runner(parts):
-        await until(parts, job, lambda now: now.failed == 5)
-        await asyncio.to_thread(table.mend)
-        job = await ended(parts, job)
-    assert (job.state, job.failed) == (JobState.DONE, 5)
-    assert {row["state"] for row in await results(parts, job)} == {"failed"}
-
-
 async def test_a_disabled_client_s_batch_pauses_and_says_why(parts: Parts, table: Table) -> None:
     job = await send(parts, good_rows(3))
     table.rows("update clients set disabled = 1 where name = 'ministry'")
@@ -323,27 +244,6 @@ async def test_a_disabled_client_s_batch_pauses_and_says_why(parts: Parts, table
         resumed = await parts.batches.change(job.id, JobState.QUEUED, client="ministry", request_id="r")
         assert resumed.detail is None
         assert (await ended(parts, job)).issued == 3
-
-
-async def test_what_a_client_may_do_is_looked_up_again_for_rows_that_had_to_wait(
-    parts: Parts, table: Table, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(job_run, "CLIENT_SEEN_S", 0.0)
-    table.fail("insert on certificates")
-    job = await send(parts, good_rows(20))
-    async with runner(parts):
-        await until(parts, job, lambda _: _retries(parts) > 20)
-        await asyncio.to_thread(table.rows, "update clients set disabled = 1 where name = 'ministry'")
-        job = await until(parts, job, lambda now: now.state is JobState.PAUSED)
-        await until(parts, job, lambda _: parts.batches.runner.running(job.id) is None)
-        await asyncio.to_thread(table.rows, "update clients set disabled = 0 where name = 'ministry'")
-        await parts.batches.change(job.id, JobState.QUEUED, client="ministry", request_id="r")
-        before = _retries(parts)
-        await until(parts, job, lambda _: _retries(parts) > before + 20)
-        narrow = """update clients set profiles = '["tls-client"]' where name = 'ministry'"""
-        await asyncio.to_thread(table.rows, narrow)
-        job = await ended(parts, job)
-    assert job.failed == 20
 
 
 async def test_a_profile_that_is_no_longer_permitted_fails_the_rows(parts: Parts, table: Table) -> None:
@@ -385,6 +285,79 @@ async def test_cancelled_is_for_ever_and_keeps_what_is_issued(parts: Parts, tabl
         "issued": job.issued,
         "pending": 1200 - job.issued,
     }
+
+
+async def test_a_restart_goes_on_where_the_last_transaction_stood(
+    prepared: Prepared, clock: MovableClock, table: Table
+) -> None:
+    async with authority(prepared, clock) as parts:
+        await enrol(parts)
+        job = await send(parts, good_rows(300))
+        async with runner(parts):
+            await until(parts, job, lambda now: now.issued > 30)
+    assert table.rows("select state from jobs") == [("running",)]
+    async with authority(prepared, clock) as parts, runner(parts):
+        job = await ended(parts, job)
+    assert (job.state, job.issued) == (JobState.DONE, 300)
+    assert Counter(table.states())["issued"] == 300
+
+
+async def test_a_job_is_claimed_by_one_authority_until_its_lease_ends(parts: Parts, clock: MovableClock) -> None:
+    job = await send(parts, good_rows(2))
+    ours, theirs = (WorkRecords(parts.database, name) for name in ("ours", "theirs"))
+    now = epoch(clock())
+    assert await ours.claim(job, now) is not None
+    assert await theirs.claimable(now) == []
+    assert await theirs.claim(job, now) is None
+    assert await ours.claim(job, now) is not None  # after a restart: at once
+    assert await theirs.claim(job, now + 31) is not None
+    assert await ours.still_mine([job.id]) == set()
+    assert await ours.finish(job, now) is False
+    await ours.release(job, now, state=JobState.PAUSED, detail="late")
+    assert (await parts.batches.one(job.id, client="ministry")).state is JobState.RUNNING
+
+
+async def test_clients_share_the_window_and_nobody_waits_for_a_long_list(parts: Parts) -> None:
+    await enrol(parts, OTHER)
+    long = await send(parts, good_rows(1000))
+    async with runner(parts):
+        await until(parts, long, lambda now: now.issued > 0)
+        short = await send(parts, good_rows(80, "short"), client=OTHER)
+        await until(parts, short, lambda now: now.issued > 40)
+        in_flight = [run.in_flight for run in parts.batches.runner._runs.values()]
+        assert len(in_flight) == 2
+        assert sum(in_flight) <= 40
+        assert (await ended(parts, short)).issued == 80
+        assert not (await parts.batches.one(long.id, client="ministry")).ended
+        await parts.batches.change(long.id, JobState.CANCELLED, client="ministry", request_id="r")
+
+
+async def test_a_defect_puts_its_job_aside_and_no_other(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare_row = parts.issuance.prepare
+
+    async def broken(order: Any) -> Any:
+        if b"MIIB" in order.csr:
+            raise RuntimeError("a defect in one row")
+        return await prepare_row(order)
+
+    monkeypatch.setattr(parts.issuance, "prepare", broken)
+    engine = parts.batches.runner._engine
+    pending = engine.work.pending
+
+    async def no_pending(job_id: str, **bounds: int) -> Any:
+        if job_id == poisoned.id:
+            raise RuntimeError("a defect in the runner")
+        return await pending(job_id, **bounds)
+
+    monkeypatch.setattr(engine.work, "pending", no_pending)
+    poisoned = await send(parts, good_rows(1))
+    good = await send(parts, [*good_rows(2), {"csr": "-----BEGIN MIIB"}])
+    async with runner(parts):
+        good = await ended(parts, good)
+        poisoned = await until(parts, poisoned, lambda now: now.state is JobState.PAUSED)
+    assert (good.issued, good.failed) == (2, 1)
+    assert (await results(parts, good))[2]["problem"]["type"] == "/docs#internal"
+    assert "a defect" in str(poisoned.detail)
 
 
 async def test_batches_of_others_do_not_exist(parts: Parts) -> None:
@@ -434,3 +407,16 @@ async def test_old_batches_go_and_their_certificates_stay(parts: Parts, clock: M
     assert table.rows("select distinct job from job_rows") == [(young.id,)]
     assert table.states() == ["issued"] * 3
     assert table.rows("select object from audit_log where action = 'batch.removed'") == [(old.id,)]
+
+
+async def test_metrics_say_what_waits_and_whether_it_goes_on(parts: Parts) -> None:
+    await send(parts, good_rows(4))
+    async with runner(parts):
+        await ended(parts, await send(parts, good_rows(2)))
+
+    def value(name: str, **labels: str) -> float | None:
+        return parts.registry.get_sample_value(name, labels)
+
+    assert value("certmill_batch_rows_total", state="issued") is not None
+    assert value("certmill_batch_jobs", state="running") is not None
+    assert value("certmill_batch_stalled_seconds") is not None

@@ -8,13 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pkix.algorithms import ECDSA_WITH_SHA256
-from pkix.csr import MAX_CSR_BYTES, parse_csr
+from pkix.csr import MAX_CSR_BYTES, parse_csr, request_der
 from pkix.errors import KeyRejected, MalformedCsr, ProofOfPossessionFailed, RequesterError
 from pkix.keys import check_subject_key
 from pkix.unsigned import tlv
 from tests.support.ca import make_csr, sign
 
 GOOD = make_csr(encoding=Encoding.DER)
+
+
+@pytest.mark.parametrize("encoding", [Encoding.PEM, Encoding.DER])
+def test_request_der_is_what_parsing_keeps(encoding: Encoding) -> None:
+    csr = make_csr(encoding=encoding)
+    assert request_der(csr) == parse_csr(csr).der
 
 
 @pytest.mark.parametrize("encoding", [Encoding.PEM, Encoding.DER])

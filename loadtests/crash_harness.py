@@ -137,6 +137,7 @@ def main() -> None:
 def _run_all(runs: Sequence[list[Crash]], arguments: argparse.Namespace, console: Console) -> list[Outcome]:
     """Crash, with a bar, and tell of each run as it ends."""
     outcomes: list[Outcome] = []
+    _result(arguments.database, "jsonl").unlink(missing_ok=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     settings = {"CERTMILL_SIGNER_KIND": arguments.signer}
     with (
@@ -149,10 +150,31 @@ def _run_all(runs: Sequence[list[Crash]], arguments: argparse.Namespace, console
             with tempfile.TemporaryDirectory(prefix="certmill-crash-") as directory:
                 for outcome in crash_all(Path(directory), crashes, settings, url):
                     run.append(outcome)
+                    _keep(outcome, arguments.database)
                     bar.update(task, advance=1, description=outcome.crash.name)
             _tell(run, f"{arguments.database}, run {number} of {len(runs)}, --seed {arguments.seed}", console)
             outcomes += run
     return outcomes
+
+
+def _keep(outcome: Outcome, database: str) -> None:
+    """Write an outcome down as soon as it is there: a run that is broken off was not for nothing."""
+    found = {
+        "at": outcome.crash.name,
+        "nth": outcome.crash.nth,
+        "acknowledged": outcome.acknowledged,
+        "revoked": outcome.revoked,
+        "repeated": outcome.open_calls,
+        "seconds": round(outcome.seconds, 1),
+        "wrong": outcome.wrong,
+    }
+    with _result(database, "jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(found) + "\n")
+
+
+def _result(database: str, ending: str) -> Path:
+    _RESULTS.mkdir(parents=True, exist_ok=True)
+    return _RESULTS / f"{'url' if '/' in database else database}.{ending}"
 
 
 def _report(outcomes: Sequence[Outcome], arguments: argparse.Namespace, console: Console) -> int:
@@ -167,9 +189,7 @@ def _report(outcomes: Sequence[Outcome], arguments: argparse.Namespace, console:
         "seconds": round(sum(o.seconds for o in outcomes), 1),
         "wrong": [{"at": o.crash.name, "nth": o.crash.nth, "what": w} for o in outcomes for w in o.wrong],
     }
-    result = _RESULTS / f"{arguments.database if '/' not in arguments.database else 'url'}.json"
-    result.parent.mkdir(parents=True, exist_ok=True)
-    result.write_text(json.dumps(details, indent=2) + "\n", "utf-8")
+    _result(arguments.database, "json").write_text(json.dumps(details, indent=2) + "\n", "utf-8")
     if arguments.json:
         sys.stdout.write(json.dumps(details) + "\n")
     else:

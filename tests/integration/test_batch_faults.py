@@ -13,6 +13,7 @@ from ocsp.store import Status
 from pkix.names import SerialNumber
 from server.app import Parts
 from server.batches import job_run
+from server.clock import epoch
 from server.errors import StorageError
 from server.storage.schema import JobState
 from tests.support.authority import (

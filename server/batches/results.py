@@ -21,6 +21,8 @@ from server.storage.database import AnyRow
 Form = Literal["ndjson", "csv", "zip"]
 PAGE = 500
 _ZIPPED_AT_A_TIME = 50
+_LARGE_ROWS = 100_000
+"""Up to so many, results.csv stays far below the 2 GiB from which on a ZIP must be of the newer form (ZIP64)."""
 CSV_COLUMNS = ("number", "reference", "state", "serial", "problem", "detail", "field", "remedy", "certificate")
 _ACTIVE = re.compile(r"\s*[=+\-@]|[\t\r\n]")
 """What makes a spreadsheet take a cell for a formula (CWE-1236)."""
@@ -65,11 +67,11 @@ class Results:
         self._issuer_pem = issuer_pem
         self._zips = asyncio.Semaphore(2)
 
-    def stream(self, job_id: str, form: Form) -> AsyncGenerator[bytes, None]:
-        """Yield the results in pieces; raises `StorageError`."""
+    def stream(self, job_id: str, form: Form, *, rows: int = 0) -> AsyncGenerator[bytes, None]:
+        """Yield the results in pieces; raises `StorageError`. `rows`: how many the batch has."""
         if form == "csv":
             return self._csv(job_id)
-        return self._ndjson(job_id) if form == "ndjson" else self._zip(job_id)
+        return self._ndjson(job_id) if form == "ndjson" else self._zip(job_id, rows)
 
     async def _pages(self, job_id: str) -> AsyncGenerator[Sequence[AnyRow], None]:
         after = 0
@@ -86,17 +88,19 @@ class Results:
         async for page in self._pages(job_id):
             yield _csv_lines([_cells(row) for row in page])
 
-    async def _zip(self, job_id: str) -> AsyncGenerator[bytes, None]:
+    async def _zip(self, job_id: str, rows: int) -> AsyncGenerator[bytes, None]:
         """Yield results.csv and one PEM chain for each certificate.
 
+        Compressed: sizes follow the entries here, and who unpacks while it arrives (Java's ZipInputStream) finds
+        them after compressed entries only, and not in ZIP64.
         The table comes first: whatever it calls issued has its file, also while the batch runs.
         """
         if self._zips.locked():
             raise Overloaded("other ZIPs are being made: ask again, or for NDJSON or CSV", retry_after_s=10)
         async with self._zips:
             sink = _Sink()
-            with zipfile.ZipFile(sink, "w") as archive:
-                with archive.open("results.csv", "w", force_zip64=True) as table:
+            with zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+                with archive.open("results.csv", "w", force_zip64=rows > _LARGE_ROWS) as table:
                     async for piece in self._csv(job_id):
                         table.write(piece)
                         yield sink.take()

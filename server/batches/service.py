@@ -94,8 +94,8 @@ class Batches:
 
     async def results(self, job_id: str, form: Form, *, client: str) -> AsyncGenerator[bytes, None]:
         """Return the results so far, in pieces; raises `NotFound`."""
-        await self._records.one(job_id, client=client)
-        return self._results.stream(job_id, form)
+        job = await self._records.one(job_id, client=client)
+        return self._results.stream(job_id, form, rows=job.rows)
 
     async def follow(self, job_id: str, *, client: str) -> AsyncGenerator[Job | None, None]:
         """Yield the batch whenever it has changed, and at its end; None when a while has passed without.

@@ -4,6 +4,7 @@ import csv
 import io
 import subprocess
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -92,6 +93,24 @@ async def test_zip_of_many_rows_is_unpacked_by_others(tmp_path: Path) -> None:
         assert len(names) == 1202
         assert archive.read(names[1201]).decode() == pem(DER) + "ISSUER\n"
         assert archive.read("results.csv").count(b"pending") == 1
+
+
+async def test_zip_can_be_unpacked_while_it_arrives() -> None:
+    """As Java does it: an entry's length is found from its compressed end, and stands after it in 4 octets."""
+    data = await whole([row(n) for n in (1, 2)], "zip")
+    at, names = 0, []
+    while data.startswith(b"PK\x03\x04", at):
+        method = int.from_bytes(data[at + 8 : at + 10], "little")
+        name, extra = (int.from_bytes(data[at + n : at + n + 2], "little") for n in (26, 28))
+        names.append(data[at + 30 : at + 30 + name].decode())
+        assert (method, extra) == (zipfile.ZIP_DEFLATED, 0)
+        unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
+        content = unpacker.decompress(data[at + 30 + name :])
+        at = len(data) - len(unpacker.unused_data)
+        assert data.startswith(b"PK\x07\x08", at)
+        assert int.from_bytes(data[at + 12 : at + 16], "little") == len(content)
+        at += 16
+    assert names == ["results.csv", "000001.pem", "000002.pem"]
 
 
 async def test_a_third_zip_at_a_time_is_refused_for_now_and_one_that_is_left_frees_its_place() -> None:

@@ -64,7 +64,7 @@ def authority_id(home: Home) -> str:
     """Return the id of a home; drawn once, kept in a file. Blocking; raises `StorageError`."""
     try:
         if not home.authority_id.exists():
-            write_file(home.authority_id, f"{uuid.uuid4()}\n".encode())
+            write_file(home.authority_id, f"{uuid.uuid4()}\n".encode(), mode=0o600)
         return str(uuid.UUID(home.authority_id.read_text("ascii").strip()))
     except OSError as error:
         raise StorageError(f"{home.authority_id} cannot be read or made: {error.strerror}") from None

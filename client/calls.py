@@ -5,6 +5,7 @@ import ssl
 import uuid
 from collections.abc import Mapping
 from os import PathLike, fspath
+from pathlib import Path
 from typing import Self, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -17,6 +18,11 @@ from client.transport import Request, Tell, Transport
 File = str | PathLike[str]
 T = TypeVar("T", bound=Answer)
 JSON = "application/json"
+_WORDS = {  # what OpenSSL says
+    "KEY_VALUES_MISMATCH": "the key does not belong to the certificate",
+    "PEM lib": "one of them holds no certificate, or no private key, in PEM",
+    "NO_CERTIFICATE_OR_CRL_FOUND": "it holds no certificate in PEM",
+}
 
 
 def _silent(_error: CertmillError, _pause_s: float) -> None:
@@ -96,13 +102,20 @@ def new_key() -> str:
 
 
 def _tls(certificate: File, key: File, ca: File) -> ssl.SSLContext:
-    file = ca
+    file = fspath(ca)
     try:
-        context = ssl.create_default_context(cafile=fspath(ca))
-        file = certificate if certificate == key else f"{fspath(certificate)} with {fspath(key)}"
+        context = ssl.create_default_context(cafile=file)
+        for file in (fspath(certificate), fspath(key)):
+            Path(file).read_bytes()  # else nobody is told which of the two is not there
+        file = f"{fspath(certificate)} with {fspath(key)}"
         context.load_cert_chain(fspath(certificate), fspath(key), password=_no_password)
-    except (OSError, ValueError) as error:  # SSLError among them
-        raise CertmillUntrusted(f"{fspath(file)}: cannot be used: {error}") from None
+    except ssl.SSLError as error:
+        words = next((words for sign, words in _WORDS.items() if sign in str(error)), error)
+        raise CertmillUntrusted(f"{file}: cannot be used: {words}") from None
+    except OSError as error:
+        raise CertmillUntrusted(f"{file}: cannot be used: {error.strerror}") from None
+    except ValueError as error:
+        raise CertmillUntrusted(f"{file}: cannot be used: {error}") from None
     return context
 
 

@@ -6,7 +6,6 @@ Only requests that may be repeated come here: reads, and writes that certmill do
 
 import datetime as dt
 import email.utils
-import itertools
 import random
 import ssl
 import time
@@ -25,8 +24,10 @@ _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.25, 8.0
 _CONNECT_S, _LEAST_S = 10.0, 0.1
 _PIECE_BYTES = 64 * 1024
 _OK = range(200, 300)
+_OVER_A_LIMIT = 429
 _DROPPED = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
 _PERHAPS = "; if this goes on: is the client certificate of this CA, and not expired?"  # servers may just hang up
+_WHOSE = "; is the root that of this CA, and the host of the URL one that its API's certificate names?"
 
 Tell = Callable[[CertmillError, float], None]
 
@@ -90,21 +91,23 @@ class Transport:
     def _until_answered(self, request: Request, deadline_s: float, *, whole: bool) -> urllib3.BaseHTTPResponse:
         end, wait_s = self._clock() + deadline_s, _FIRST_WAIT_S
         start = request.body.tell() if _is_file(request.body) else 0
-        for attempt in itertools.count():
+        heard = False
+        while True:
             try:
                 if _is_file(request.body):
                     request.body.seek(start)
                 return self._once(request, end - self._clock(), whole=whole)
             except CertmillError as error:
-                error.idempotency_key, error.repeated = request.headers.get("Idempotency-Key"), attempt > 0
+                error.idempotency_key, error.repeated = request.headers.get("Idempotency-Key"), heard
                 asked_s = error.retry_after_s if isinstance(error, CertmillProblem) else None
                 pause_s = wait_s * (1 + self._chance()) / 2 if asked_s is None else asked_s
                 if not _may_pass(error) or self._clock() + pause_s >= end:
                     raise
                 self._tell(error, pause_s)
+                # What was over a limit was turned away before anything could come of it.
+                heard |= not (isinstance(error, CertmillProblem) and error.status == _OVER_A_LIMIT)
             self.sleep(pause_s)
             wait_s = min(wait_s * 2, _LONGEST_WAIT_S)
-        raise AssertionError
 
     def _once(self, request: Request, left_s: float, *, whole: bool) -> urllib3.BaseHTTPResponse:
         silence_s = max(_LEAST_S, min(self._timeout_s, left_s))
@@ -145,7 +148,8 @@ def _may_pass(error: CertmillError) -> bool:
 def _classified(error: HTTPError) -> CertmillError:
     """Tell a connection that was lost from one that TLS does not allow."""
     if isinstance(error, urllib3.exceptions.SSLError) and not isinstance(error.args[0], _DROPPED):
-        return CertmillUntrusted(f"TLS failed: {error}")
+        unknown = isinstance(error.args[0], ssl.SSLCertVerificationError)
+        return CertmillUntrusted(f"TLS failed: {error}{_WHOSE if unknown else ''}")
     hung_up = isinstance(error, urllib3.exceptions.SSLError) or "RemoteDisconnected" in str(error)
     return CertmillUnreachable(f"no answer: {error}{_PERHAPS if hung_up else ''}")
 

@@ -153,7 +153,7 @@ def _check_identity(p: Profile) -> None:
     _check(
         dt.timedelta(minutes=1) <= p.validity <= _LONGEST,
         "validity.days",
-        f"{p.validity} is too short or too long",
+        f"{p.validity.days} days are too few or too many",
         "write days = 1 to 10980",
     )
     _check(

@@ -274,9 +274,9 @@ def plain(profile: Profile) -> dict[str, object]:
 def _plain(p: Profile) -> Iterator[tuple[str, object]]:
     for key in ("name", "version", "title", "family", "lint", "linter", "internal"):
         yield key, getattr(p, key)
-    yield "validity.days", p.validity / dt.timedelta(days=1)
+    yield "validity.days", p.validity // dt.timedelta(days=1)
     yield "validity.maximum", p.maximum.value
-    yield "validity.margin_days", p.margin / dt.timedelta(days=1)
+    yield "validity.margin_days", p.margin // dt.timedelta(days=1)
     yield "keys.rsa_bits", None if p.keys.rsa_bits is None else list(p.keys.rsa_bits)
     yield "keys.ec", sorted(p.keys.ec)
     yield "keys.ed25519", p.keys.ed25519

@@ -17,7 +17,8 @@ from server.batches.rows import MAX_ROW_BYTES, columns, from_cells
 from server.errors import BrokenBatch
 
 _SEPARATORS = ",;\t"
-_LONGEST_BOM = 3
+_LONGEST_HEAD = 4
+_WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # .xlsx (and .ods), .xls
 _ENCODINGS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 
 
@@ -64,7 +65,7 @@ class _Lines:
 
 
 class CsvReader:
-    """CSV with a header. Rows of empty cells only, which Excel leaves at the end, are nothing."""
+    """CSV with a header. Rows and columns of empty cells only, which Excel leaves at the ends, are nothing."""
 
     def __init__(self) -> None:
         self.rows = 0
@@ -98,6 +99,8 @@ class CsvReader:
                 self._header = _header(cells)
                 continue
             self.rows += 1
+            while len(cells) > len(self._header) and not cells[-1].strip():
+                cells.pop()
             if len(cells) != len(self._header):
                 raise self._broken(
                     f"{len(cells)} cells, but the header has {len(self._header)}",
@@ -168,9 +171,15 @@ class CsvReader:
     def _decode(self, data: bytes, *, last: bool) -> str:
         if self._decoder is None:
             self._head += data
-            if len(self._head) < _LONGEST_BOM and not last:
+            if len(self._head) < _LONGEST_HEAD and not last:
                 return ""
             data, self._head = self._head, b""
+            if data.startswith(_WORKBOOKS):
+                raise BrokenBatch(
+                    "this is a workbook of a spreadsheet, not CSV",
+                    field="body",
+                    remedy="save it as 'CSV UTF-8 (comma delimited)', in Excel by File, Save As",
+                )
             encoding = next((name for bom, name in _ENCODINGS if data.startswith(bom)), "utf-8")
             self._decoder = codecs.getincrementaldecoder(encoding)()
         try:
@@ -190,7 +199,8 @@ class CsvReader:
 def _header(cells: list[str]) -> list[str]:
     known = columns()
     header: list[str] = []
-    for cell in cells:
+    last = max(number for number, cell in enumerate(cells) if cell.strip())
+    for cell in cells[: last + 1]:
         name = known.get(cell.strip().lower())
         if name is None:
             raise BrokenBatch(f"there is no column {cell[:80]!r}", field=cell[:80], remedy=_remedy())

@@ -14,7 +14,7 @@ from client.api import CertmillClient
 from client.batches import TYPES
 from client.errors import CertmillError
 from client.messages import Batch, BatchAct, ResultFormat
-from server.cli.calling import EXIT_REFUSED, print_json, run
+from server.cli.calling import EXIT_REFUSED, print_json, run, tell
 from server.cli.connection import Connection
 from server.cli.console import console_for
 from server.cli.pending import Pending, PendingFile
@@ -43,6 +43,8 @@ def submit(connection: Connection, wanted: Wanted, *, watch_it: bool, as_json: b
         if watch_it:
             return _follow(certmill.watch(batch.id), as_json=as_json)
         _show(batch, as_json=as_json)
+        if not as_json:
+            tell(f"it goes on by itself; follow it: certmill batch watch {batch.id}")
         return 0
 
     return run(connection, work, as_json=as_json)
@@ -97,7 +99,7 @@ def _submit(certmill: CertmillClient, wanted: Wanted) -> Batch:
         raise RequestRefused(
             f"{wanted.file.name} does not tell what it is written in",
             field="--format",
-            remedy=f"say {', '.join(TYPES)}",
+            remedy=f"say {', '.join(TYPES)}; a spreadsheet's workbook is saved as 'CSV UTF-8' first",
         )
     with wanted.file.open("rb") as rows:
         digest = hashlib.file_digest(rows, "sha256").hexdigest()
@@ -138,6 +140,7 @@ def _follow(states: Iterable[Batch], *, as_json: bool) -> int:
         last = _lines(states)
     if not as_json:
         _show(last, as_json=False)
+        tell(f"what became of each row: certmill batch fetch {last.id} --format csv -o FILE")
     return 0 if last.state == "done" and not last.failed else EXIT_REFUSED
 
 

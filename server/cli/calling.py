@@ -19,6 +19,10 @@ EXIT_REFUSED = 1
 _REMEDY = "set all four variables or options (--help), or go to the home of a certmill that has a demo client"
 
 
+class _NotConfigured(RequestRefused):
+    """Nobody said where the API is and as whom to call it, or what was said is none."""
+
+
 def run(connection: Connection, work: Callable[[CertmillClient], int], *, as_json: bool) -> int:
     """Do it, and return the exit code. What goes wrong becomes one line with its remedy, and JSON if wanted."""
     try:
@@ -28,6 +32,8 @@ def run(connection: Connection, work: Callable[[CertmillClient], int], *, as_jso
         return 130
     except CertmillError as error:
         return _complain(error, as_json=as_json)
+    except _NotConfigured as error:
+        return tell(f"{error.field}: {error.detail}; {error.remedy}", code=EXIT_CONFIG)
     except RequestRefused as error:
         return tell(f"{error.field}: {error.detail}; {error.remedy}", code=EXIT_REFUSED)
     except OSError as error:
@@ -57,7 +63,7 @@ def _connected(said: Connection) -> CertmillClient:
             certificate = None
     if url is None or certificate is None or key is None or ca is None:
         given = zip(CLIENT_VARIABLES, (url, certificate, key, ca), strict=True)
-        raise RequestRefused(
+        raise _NotConfigured(
             "must be set to call certmill",
             field=next(name for name, value in given if value is None),
             remedy=_REMEDY,
@@ -65,7 +71,7 @@ def _connected(said: Connection) -> CertmillClient:
     try:
         return CertmillClient(url, certificate, key, ca, tell=_tell_retry)
     except ValueError as error:
-        raise RequestRefused(str(error), field=CLIENT_VARIABLES[0], remedy="write it so") from None
+        raise _NotConfigured(str(error), field=CLIENT_VARIABLES[0], remedy="write it so") from None
 
 
 def _tell_retry(error: CertmillError, pause_s: float) -> None:

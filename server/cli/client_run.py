@@ -35,22 +35,28 @@ _LONGEST_BYTES = 2**20
 
 def add(name: str, certificate: Path, limits: Limits) -> int:
     """Add a client."""
-    return _run(lambda directory, _: directory.add(name, _spki_sha256(certificate), limits))
+    told = (
+        f"client {name} is there; it calls with a certificate of this CA for the key in {certificate}, under the "
+        "profile tls-client, which a client issues that has this profile (docs/operating.md, Clients)"
+    )
+    return _change(lambda directory: directory.add(name, _spki_sha256(certificate), limits), told)
 
 
 def limit(name: str, limits: Limits) -> int:
     """Replace limits of a client."""
-    return _run(lambda directory, _: directory.limit(name, limits))
+    return _change(lambda directory: directory.limit(name, limits), f"client {name} has these limits now")
 
 
 def pin(name: str, certificate: Path) -> int:
     """Pin a client to another key."""
-    return _run(lambda directory, _: directory.pin(name, _spki_sha256(certificate)))
+    told = f"client {name} is known by the key in {certificate} now, and by no other"
+    return _change(lambda directory: directory.pin(name, _spki_sha256(certificate)), told)
 
 
 def disable(name: str, *, disabled: bool) -> int:
     """Refuse a client, or accept it again."""
-    return _run(lambda directory, _: directory.disable(name, disabled=disabled))
+    told = f"client {name} is {'refused from now on' if disabled else 'accepted again'}"
+    return _change(lambda directory: directory.disable(name, disabled=disabled), told)
 
 
 def list_clients(*, as_json: bool) -> int:
@@ -78,6 +84,13 @@ def show(name: str, *, as_json: bool) -> int:
             console_for(sys.stdout).print(sheet(record, usage))
 
     return _run(print_one)
+
+
+def _change(work: Callable[[ClientDirectory], Awaitable[None]], told: str) -> int:
+    code = _run(lambda directory, _: work(directory))
+    if code == 0:
+        typer.echo(told)
+    return code
 
 
 def _run(work: Callable[[ClientDirectory, Database], Awaitable[None]]) -> int:

@@ -20,16 +20,21 @@ Supervised = Annotated[
 app = typer.Typer(
     name="certmill",
     help="A certificate authority server: issues from HSMs, answers OCSP in advance, publishes CRLs.",
+    epilog="Everything is in one home directory: ./var, or where CERTMILL_HOME says. Settings are in its "
+    "certmill.toml. Start with `certmill serve`; the guides are in docs/: operating.md for operators, clients.md "
+    "for ministry systems. Exit codes: 0 done, 1 refused or found, 2 wrong usage, 75 not now: try again, "
+    "78 mend a setting first.",
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False,
     pretty_exceptions_enable=False,  # its tracebacks print local variables, which may be secrets
 )
-app.command("request")(request)
-app.add_typer(batch_app, name="batch")
-app.add_typer(client_app, name="client")
-app.add_typer(db_app, name="db")
-app.add_typer(profile_app, name="profile")
-app.add_typer(token_app, name="token")
+_SERVE, _OPERATE, _CALL = "Serve", "Operate", "Call certmill, as a ministry system"
+app.add_typer(client_app, name="client", rich_help_panel=_OPERATE)
+app.add_typer(profile_app, name="profile", rich_help_panel=_OPERATE)
+app.add_typer(db_app, name="db", rich_help_panel=_OPERATE)
+app.add_typer(token_app, name="token", rich_help_panel=_OPERATE)
+app.add_typer(batch_app, name="batch", rich_help_panel=_CALL)
 
 
 @app.callback()
@@ -38,7 +43,7 @@ def private() -> None:
     os.umask(0o077)
 
 
-@app.command()
+@app.command(rich_help_panel=_SERVE)
 def serve() -> None:
     """Serve everything: the authority and the OCSP workers, started again when they end."""
     from server.cli import run_serve  # noqa: PLC0415 - of this process alone
@@ -46,7 +51,7 @@ def serve() -> None:
     raise typer.Exit(run_serve.serve())
 
 
-@app.command()
+@app.command(rich_help_panel=_SERVE)
 def init() -> None:
     """Make what serving needs (token, keys, CAs, database, certificates), once, and stop."""
     from server.cli import run_authority  # noqa: PLC0415 - of this process alone
@@ -54,7 +59,7 @@ def init() -> None:
     raise typer.Exit(run_authority.init())
 
 
-@app.command()
+@app.command(rich_help_panel=_SERVE)
 def authority(
     pins_on_stdin: Annotated[
         bool, typer.Option("--pins-on-stdin", help="PINs of prompted tokens come as JSON: {token name: PIN}.")
@@ -67,7 +72,7 @@ def authority(
     raise typer.Exit(run_authority.authority(pins_on_stdin=pins_on_stdin, supervised=supervised))
 
 
-@app.command()
+@app.command(rich_help_panel=_SERVE)
 def ocsp(
     number: Annotated[int, typer.Option(min=0, help="Tells workers of one home apart; from 0.")] = 0,
     supervised: Supervised = False,
@@ -78,7 +83,10 @@ def ocsp(
     raise typer.Exit(run_ocsp.ocsp(number=number, supervised=supervised))
 
 
-@app.command()
+@app.command(rich_help_panel=_OPERATE)
 def version() -> None:
     """Print the version."""
     typer.echo(__version__)
+
+
+app.command("request", rich_help_panel=_CALL)(request)

@@ -4,7 +4,7 @@ Each function returns the exit code: 1 when something is wrong or differs.
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -18,10 +18,10 @@ from pkix.profile_file import parse_profile, plain
 from server.cli.console import console_for
 from server.cli.guard import guarded, read_config
 from server.clock import from_epoch, utc_now
-from server.errors import ConfigError
+from server.errors import ConfigError, ServerError
 from server.home import Home
 from server.issuance.profile_files import ProfileFile, built_in_files, read_profile_file, read_profile_files
-from server.issuance.profiles import ProfileRegistry
+from server.issuance.profiles import ProfileRegistry, is_new
 from server.issuance.samples import sample_certificate, sample_findings
 from server.storage.database import AnyRow, Database
 from server.storage.place import is_initialised, place_of
@@ -47,7 +47,8 @@ def list_profiles(*, as_json: bool) -> int:
 
 def lint(paths: Sequence[Path], *, as_json: bool) -> int:
     """Check files one by one."""
-    results = [_lint(path) for path in paths]
+    recorded = _digests()
+    results = [_lint(path, recorded) for path in paths]
     wrong = sum(bool(findings) for _, _, findings in results)
     if as_json:
         _print_json(
@@ -86,8 +87,10 @@ def diff(before: str, after: str, *, as_json: bool) -> int:
         found = len(differences)
         if as_json:
             _print_json({"before": first.profile.identity, "after": second.profile.identity, "keys": differences})
-        else:
+        elif differences:
             console_for(sys.stdout).print(_differences(first.profile, second.profile, differences))
+        else:
+            typer.echo("no difference in meaning")
 
     return _run(work) or (EXIT_DIFFERENT if found else 0)
 
@@ -108,9 +111,21 @@ def _run(work: Callable[[Home], None]) -> int:
     return guarded(lambda: work(Home(read_config().home)))
 
 
-def _lint(path: Path) -> tuple[Path, str | None, list[str]]:
+def _digests() -> dict[str, dict[int, bytes]]:
+    """Return what was ever activated here; nothing, and a word about it, where the database is not there now."""
+    digests: dict[str, dict[int, bytes]] = {}
+    try:
+        for row in _recorded():
+            digests.setdefault(row.name, {})[row.version] = row.sha256
+    except ServerError as error:
+        typer.echo(f"certmill: versions are not compared with those that were active: {error}", err=True)
+    return digests
+
+
+def _lint(path: Path, recorded: Mapping[str, Mapping[int, bytes]]) -> tuple[Path, str | None, list[str]]:
     try:
         file = read_profile_file(path)
+        is_new(file, recorded)  # what the start would say
     except ConfigError as error:
         return path, None, [str(error)]
     findings = sample_findings(file.profile) or _pkilint(file.profile)
@@ -190,7 +205,7 @@ def _table(rows: Sequence[dict[str, object]]) -> Table:
             str(row["days"]),
             f"{row['linter']}, {row['lint']}",
             str(row["origin"]),
-            str(row["activated_at"] or "the next start")[:10],
+            str(row["activated_at"])[:10] if row["activated_at"] else "the next start",
         )
     return table
 

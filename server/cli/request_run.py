@@ -88,6 +88,8 @@ def request(
             raise RequestRefused(
                 "is missing", field="--out", remedy="say where key and certificate are to be written"
             )
+        if not target.parent.is_dir():
+            raise RequestRefused(f"there is no directory {target.parent}", field="--out", remedy="make it first")
         output = Output.at(target, with_key=csr is None)
         given = None if csr is None else _read_csr(csr)
         if not force:
@@ -205,6 +207,7 @@ def _report(output: Output, issued: Certificate, *, as_json: bool) -> None:
         print_json({"certificate": issued, "files": {name: str(path) for name, path in files.items()}})
         return
     until = issued.not_after.date().isoformat()
-    typer.echo(f"{output.certificate}: {issued.subject}, serial {issued.serial}, until {until}")
+    whose = issued.subject or ", ".join(issued.dns_names) or "no subject"
+    typer.echo(f"{output.certificate}: {whose}, serial {issued.serial}, until {until}")
     if output.key is not None:
         typer.echo(f"{output.key}: its private key")

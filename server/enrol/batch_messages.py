@@ -1,10 +1,11 @@
 """What the REST API says of batches: wire types beside those of `messages.py`."""
 
-import datetime as dt
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
+
+from server.enrol.messages import Time
 
 BatchState = Literal["queued", "running", "paused", "done", "cancelled", "failed"]
 
@@ -21,9 +22,9 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     failed: Annotated[int, Meta(description="Rows that failed, each with its problem in the results")]
     checked: Annotated[int, Meta(description="Rows that would be issued (dry run)")]
     pending: Annotated[int, Meta(description="Rows without an end; in a cancelled batch they stay so")]
-    created_at: dt.datetime
-    started_at: dt.datetime | None = None
-    finished_at: dt.datetime | None = None
+    created_at: Time
+    started_at: Time | None = None
+    finished_at: Time | None = None
     detail: Annotated[str | None, Meta(description="Why it is paused or failed, if certmill did that")] = None
 
 

@@ -6,6 +6,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from server.enrol.messages import Time
+
 Count = Annotated[int, Meta(ge=0)]
 
 
@@ -49,12 +51,12 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     """What the calling client used this year. Renewals count; a revocation gives nothing back."""
 
     client: str
-    at: dt.datetime
+    at: Time
     limits: Limits
     year: int
     used: Annotated[int, Meta(ge=0, description="Certificates of this year, also those in the making")]
     remaining: Annotated[int | None, Meta(description="Of the quota; null: no limit")]
-    resets_at: Annotated[dt.datetime, Meta(description="When the next year's quota begins")]
+    resets_at: Annotated[dt.datetime, Meta(tz=True, description="When the next year's quota begins")]
     by_profile: dict[str, int]
     by_month: Annotated[dict[str, int], Meta(description="By month of this year, as 2026-11")]
     live: Annotated[int, Meta(description="Certificates neither revoked nor expired")]
@@ -65,8 +67,8 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
 class SuggestedWindow(msgspec.Struct, frozen=True, kw_only=True):
     """When to renew: at a moment of it that the client draws; at once where it lies in the past."""
 
-    start: dt.datetime
-    end: dt.datetime
+    start: Time
+    end: Time
 
 
 class RenewalInfo(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):

@@ -12,6 +12,7 @@ Pem = Annotated[str, Meta(max_length=65536, description="PEM (RFC 7468)")]
 Serial = Annotated[
     str, Meta(pattern="^[0-9a-f]{2,40}$", description="Serial number, lower-case hex", examples=["5f1c"])
 ]
+Time = Annotated[dt.datetime, Meta(tz=True)]  # described as such: RFC 3339
 _Value = Annotated[str, Meta(min_length=1, max_length=1024)]
 Status = Literal["good", "revoked", "expired"]
 
@@ -55,11 +56,11 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True):
     profile: Annotated[str, Meta(description="Profile and version", examples=["tls-server@2"])]
     subject: Annotated[str, Meta(description="Subject (RFC 4514)")]
     dns_names: list[str]
-    not_before: dt.datetime
-    not_after: Annotated[dt.datetime, Meta(description="Last valid second")]
+    not_before: Time
+    not_after: Annotated[dt.datetime, Meta(tz=True, description="Last valid second")]
     certificate: Pem
     chain: Annotated[list[Pem], Meta(description="Issuing CA first; the root is not in it")]
-    revoked_at: dt.datetime | None = None
+    revoked_at: Time | None = None
     revocation_reason: RevocationReason | None = None
 
 
@@ -82,7 +83,7 @@ class RevocationAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """A durable revocation."""
 
     serial: Serial
-    revoked_at: dt.datetime
+    revoked_at: Time
     reason: RevocationReason
     ocsp: Annotated[
         Literal["revoked", "pending"],
@@ -102,4 +103,4 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     field: Annotated[str | None, Meta(description="The part of the request that is to blame")] = None
     limit: Annotated[int | None, Meta(description="The quota or rate that was reached")] = None
     used: Annotated[int | None, Meta(description="How much of the quota is used")] = None
-    resets_at: Annotated[dt.datetime | None, Meta(description="When the quota begins anew")] = None
+    resets_at: Annotated[Time | None, Meta(description="When the quota begins anew")] = None

@@ -104,7 +104,7 @@ class ProfileRegistry:
         now = epoch(self._clock())
         async with self._database.write() as connection:
             recorded = await self._read(connection)
-            new = [file for file in files if _is_new(file, recorded)]
+            new = [file for file in files if is_new(file, recorded)]
             if new:
                 await connection.execute(insert(profile_versions), [_row(file, now) for file in new])
                 await append(connection, now, [_audit(file) for file in new])
@@ -120,7 +120,11 @@ class ProfileRegistry:
         return recorded
 
 
-def _is_new(file: ProfileFile, recorded: Mapping[str, Mapping[int, bytes]]) -> bool:
+def is_new(file: ProfileFile, recorded: Mapping[str, Mapping[int, bytes]]) -> bool:
+    """Say whether a start activates this version; `recorded`: digests of the versions before, by name and number.
+
+    Raises `ConfigError` where a start would refuse it.
+    """
     name, version = file.profile.name, file.profile.version
     known = recorded.get(name, {})
     if version in known and known[version] != file.sha256:

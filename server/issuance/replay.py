@@ -154,6 +154,10 @@ class Replay:
         ]
 
 
+def _days(certificate: x509.Certificate) -> str:
+    return str(_lifetime(certificate)).removesuffix(", 0:00:00")
+
+
 def _lifetime(certificate: x509.Certificate) -> dt.timedelta:
     return certificate.not_valid_after_utc - certificate.not_valid_before_utc + ONE_SECOND
 
@@ -162,7 +166,7 @@ def _changes(old: x509.Certificate, new: x509.Certificate) -> Iterator[Change]:
     if old.subject.public_bytes() != new.subject.public_bytes():
         yield Change(what="subject", before=old.subject.rfc4514_string(), after=new.subject.rfc4514_string())
     if _lifetime(old) != _lifetime(new):
-        yield Change(what="validity", before=str(_lifetime(old)), after=str(_lifetime(new)))
+        yield Change(what="validity", before=_days(old), after=_days(new))
     before = {extension.oid: extension for extension in old.extensions}
     after = {extension.oid: extension for extension in new.extensions}
     for oid in [*before, *(oid for oid in after if oid not in before)]:

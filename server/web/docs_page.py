@@ -150,7 +150,7 @@ def _schema(name: str, schema: Mapping[str, Any]) -> str:
         )
         for field, one in schema.get("properties", {}).items()
     ]
-    table = _table(("field", "type", "meaning"), rows) if rows else f"<p>{_meaning(schema)}</p>"
+    table = _table(("field", "type", "meaning"), rows) if rows else f"<p>{_type(schema)}</p>"
     return (
         f'<h3 id="schema-{escape(name)}">{escape(name)}</h3><p>{_prose(schema.get("description", ""))}</p>{table}'
     )
@@ -199,10 +199,17 @@ def _meaning(schema: Mapping[str, Any]) -> str:
     inner = [one for one in schema.get("anyOf", ()) if one.get("type") != "null"]
     facts = [_prose(schema["description"])] if "description" in schema else [_meaning(one) for one in inner]
     facts += [
-        f"{word} <code>{escape(str(schema[name]))}</code>" for name, word in bounds.items() if name in schema
+        f"{word} <code>{_json(schema[name])}</code>"
+        for name, word in bounds.items()
+        if schema.get(name) is not None  # null, as what is optional is by default, says nothing
     ]
-    facts += [f"e.g. <code>{escape(str(value))}</code>" for value in schema.get("examples", ())]
+    facts += [f"e.g. <code>{_json(value)}</code>" for value in schema.get("examples", ())]
     return "; ".join(fact for fact in facts if fact)
+
+
+def _json(value: object) -> str:
+    """Write a value as it stands in requests and answers; a text without its quotes."""
+    return escape(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

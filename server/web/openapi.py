@@ -1,5 +1,6 @@
 """The OpenAPI 3.1 document: schemas from the wire types, problems from the map of errors."""
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -74,6 +75,8 @@ def profile_schema(profiles: Sequence[Profile]) -> dict[str, object]:
 
 def _schemas(profiles: Sequence[Profile]) -> dict[str, Any]:
     _, schemas = msgspec.json.schema_components(_TYPES, ref_template="#/components/schemas/{name}")
+    for schema in schemas.values():
+        schema["description"] = inspect.cleandoc(schema["description"])
     schemas["CertificateRequest"]["properties"]["profile"] = profile_schema(profiles)
     return schemas
 

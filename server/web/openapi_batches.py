@@ -12,7 +12,7 @@ _ID = "019da3f0c1d27f4e0c6b2a9d8e31f5a7"
 _ROW = {"reference": "licence 4711", "csr": "MIHTMHsCAQAwGTEXMBUGA1UEAwwOd3d3…"}
 _BATCH = {
     "id": _ID,
-    "profile": "tls-server@1",
+    "profile": "tls-server@2",
     "state": "running",
     "dry_run": False,
     "rows": 2000,

@@ -8,7 +8,7 @@ CERTIFICATE_PEM = "-----BEGIN CERTIFICATE-----\nMIICyzCCAlGgAwIBAgIQX…\n-----E
 CERTIFICATE = {
     "serial": "5f1cc1f4b3a2907d6e8810f2a4b6c8de",
     "status": "good",
-    "profile": "tls-server@1",
+    "profile": "tls-server@2",
     "subject": "CN=www.example.gov",
     "dns_names": ["www.example.gov"],
     "not_before": "2026-11-23T11:00:00Z",

@@ -275,7 +275,7 @@ def test_a_replay_shows_every_difference_before_a_version_is_activated(
     ]  # newest first: two, one, certmill's own
     changes = {one["what"]: (one["before"], one["after"]) for one in lines[1]["changes"]}
     assert changes == {
-        "validity": ("365 days, 0:00:00", "30 days, 0:00:00"),
+        "validity": ("365 days", "30 days"),
         "extension ExtendedKeyUsage": ("1.3.6.1.5.5.7.3.2", "1.3.6.1.5.5.7.3.2, 1.3.6.1.5.5.7.3.36"),
         "extension CertificatePolicies": ("", "1.3.6.1.4.1.99999.1"),
     }
@@ -301,7 +301,15 @@ def test_the_commands_on_profiles(
     assert profile_run.list_profiles(as_json=False) == 0
     assert "tls-client@3" in capsys.readouterr().out
 
+    # What a start would refuse is refused here: a version that was active, with another content.
+    assert profile_run.lint([path], as_json=False) == 0
+    overlay(tmp_path, 3, **{"days = 365": "days = 20"})
+    assert profile_run.lint([path], as_json=False) == 1
+    assert "tls-client@3 was activated with another content" in capsys.readouterr().err
     overlay(tmp_path, 4, **{"days = 365": "days = 20"})
+    assert profile_run.list_profiles(as_json=False) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "tls-client@4" in line]
+    assert "the next start" in line
     assert profile_run.show("tls-client@3", as_json=False) == 0  # now from the database
     assert "days = 30" in capsys.readouterr().out
     assert profile_run.show("tls-client@2", as_json=True) == 0
@@ -311,13 +319,15 @@ def test_the_commands_on_profiles(
     assert profile_run.diff("tls-client", "tls-server", as_json=False) == 1
     assert "names.dns.presence" in capsys.readouterr().out
     assert profile_run.diff("tls-server", "tls-server@2", as_json=False) == 0
+    assert capsys.readouterr().out == "no difference in meaning\n"
     assert profile_run.show("tls-client@9", as_json=False) == EXIT_CONFIG
     assert "there is no profile 'tls-client@9'" in capsys.readouterr().err
 
 
 def test_files_are_checked_with_the_certificates_that_come_out(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("CERTMILL_HOME", str(tmp_path / "home"))
     good, bad, odd = (tmp_path / f"{name}.toml" for name in ("good", "bad", "odd"))
     good.write_text(CLIENT)
     bad.write_text(CLIENT.replace("days = 365", "days = 0"))
@@ -327,7 +337,7 @@ def test_files_are_checked_with_the_certificates_that_come_out(
     assert capsys.readouterr().out == f"{good}: tls-client@2 is right\n"
     assert profile_run.lint([good, bad, odd], as_json=False) == 1
     errors = capsys.readouterr().err
-    assert f"{bad}, line 10: validity.days: 0:00:00 is too short or too long; write days = 1" in errors
+    assert f"{bad}, line 10: validity.days: 0 days are too few or too many; write days = 1" in errors
     assert f"{odd}: the examples do not go together: names.dns: 'a b' is not a DNS name" in errors
     odd.write_text(file_of("smime-public-mailbox").replace("2.23.140.1.5.1.3", "2.23.140.1.5.2.3"))
     assert profile_run.lint([odd], as_json=False) == 1
@@ -337,6 +347,10 @@ def test_files_are_checked_with_the_certificates_that_come_out(
     capsys.readouterr()
     assert profile_run.lint([bad], as_json=True) == 1
     assert json.loads(capsys.readouterr().out)["files"][0]["profile"] is None
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/certmill.sqlite").write_bytes(b"this is no database" * 100)
+    assert profile_run.lint([good], as_json=False) == 0
+    assert "versions are not compared" in capsys.readouterr().err
 
 
 def test_the_commands_are_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -347,7 +361,7 @@ def test_the_commands_are_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (["list"], 0, "tls-server@2"),
         (["lint", str(path)], 0, "is right"),
         (["show", "device"], 0, 'name = "device"'),
-        (["diff", "tls-client", str(path)], 0, "key"),
+        (["diff", "tls-client", str(path)], 0, "no difference"),
         (["replay", "--since", "2026-01-01", str(path)], EXIT_CONFIG, "never initialised"),
     ):
         done = CliRunner().invoke(app, ["profile", *arguments])

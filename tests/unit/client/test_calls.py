@@ -140,7 +140,7 @@ def test_a_server_of_another_root_is_not_trusted_and_not_tried_again(api: FakeAp
     pauses: list[float] = []
     with CertmillClient(api.url, api.certificate, api.key, other.certificate) as certmill:
         certmill.transport.sleep = pauses.append
-        with pytest.raises(CertmillUntrusted):
+        with pytest.raises(CertmillUntrusted, match="is the root that of this CA"):
             certmill.usage()
     assert pauses == []
     assert api.heard == []
@@ -151,6 +151,15 @@ def test_files_and_urls_that_cannot_be_used_are_named(api: FakeApi, tmp_path: Pa
         CertmillClient(api.url, api.certificate, api.key, tmp_path / "nowhere")
     with pytest.raises(CertmillUntrusted, match="nowhere"):
         CertmillClient(api.url, api.certificate, tmp_path / "nowhere", api.certificate)
+    with pytest.raises(CertmillUntrusted, match="nowhere: cannot be used: No such file"):
+        CertmillClient(api.url, tmp_path / "nowhere", api.key, api.certificate)
+    with pytest.raises(CertmillUntrusted, match="holds no certificate, or no private key"):
+        CertmillClient(api.url, api.certificate, api.certificate, api.certificate)
+    (tmp_path / "other").mkdir()
+    with pytest.raises(CertmillUntrusted, match="the key does not belong to the certificate"):
+        CertmillClient(api.url, api.certificate, FakeApi(tmp_path / "other").key, api.certificate)
+    with pytest.raises(CertmillUntrusted, match="holds no certificate in PEM"):
+        CertmillClient(api.url, api.certificate, api.key, api.key)
     with pytest.raises(ValueError, match="for example https"):
         CertmillClient("http://pki", api.certificate, api.key, api.certificate)
 

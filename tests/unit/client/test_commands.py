@@ -142,6 +142,20 @@ def test_a_refusal_leaves_nothing_and_tells_the_remedy(api: FakeApi, certmill: C
     assert names(work) == []
 
 
+def test_what_was_over_a_limit_and_then_refused_leaves_nothing(
+    api: FakeApi, certmill: Certmill, work: Path
+) -> None:
+    """A rate (429) turns away before anything can come of a request; the quota behind it refuses."""
+    api.says(said(PROBLEM, 429, Retry_After="0"), said(PROBLEM, 403))
+    assert certmill(*ASK, work / "www").exit_code == 1
+    assert names(work) == []
+
+
+def test_a_certificate_without_subject_is_told_by_its_names(api: FakeApi, certmill: Certmill, work: Path) -> None:
+    api.says(said({**CERTIFICATE, "subject": "", "dns_names": ["a.example", "b.example"]}, 201))
+    assert "www.pem: a.example, b.example, serial" in certmill(*ASK, work / "www").stdout
+
+
 def test_a_request_from_elsewhere(api: FakeApi, certmill: Certmill, work: Path) -> None:
     api.says(said(CERTIFICATE, 201))
     certmill(*ASK, work / "www")
@@ -172,7 +186,7 @@ def test_a_request_from_elsewhere(api: FakeApi, certmill: Certmill, work: Path) 
         (["-o", "www", "--subject", "C=Laos"], "C:"),
         (["-o", "www", "--dns", "ລາວ.example"], "--dns"),
         (["-o", "www", "--ip", "10.0.0"], "--ip"),
-        (["-o", "nowhere/www"], "No such file"),
+        (["-o", "nowhere/www"], "--out: there is no directory nowhere"),
         (["--csr", "broken"], "no PKCS #10"),
         ([], "--out"),
     ],
@@ -191,10 +205,12 @@ def test_what_is_wrong_is_named(
 def test_where_the_api_is_must_be_known(api: FakeApi, certmill: Certmill, tmp_path: Path) -> None:
     nothing = dict.fromkeys(CLIENT_VARIABLES)
     done = certmill("batch", "list", **nothing)
-    assert done.exit_code == 1
+    assert done.exit_code == 78
     assert "demo" in done.stderr
     assert CLIENT_VARIABLES[2] in certmill("batch", "list", **{CLIENT_VARIABLES[2]: None}).stderr
-    assert "for example https" in certmill("batch", "list", **{CLIENT_VARIABLES[0]: "pki"}).stderr
+    done = certmill("batch", "list", **{CLIENT_VARIABLES[0]: "pki"})
+    assert done.exit_code == 78
+    assert "for example https" in done.stderr
     assert certmill("batch", "list", **{CLIENT_VARIABLES[3]: str(tmp_path / "nowhere")}).exit_code == 78
     demo = tmp_path / "home/clients/demo"
     demo.mkdir(parents=True)
@@ -226,6 +242,10 @@ def test_a_batch_is_handed_in_once_and_followed(api: FakeApi, certmill: Certmill
 
 
 def test_a_batch_with_rows_that_failed_ends_with_1(api: FakeApi, certmill: Certmill) -> None:
+    api.says(said(state("done", 1) | {"failed": 1, "pending": 0}))
+    done = certmill("batch", "watch", "b1")
+    assert done.exit_code == 1
+    assert "what became of each row: certmill batch fetch b1" in done.stderr
     api.says(said(state("done", 1) | {"failed": 1, "pending": 0}))
     done = certmill("batch", "watch", "b1", "--json")
     assert done.exit_code == 1

@@ -88,6 +88,13 @@ def test_everything_is_on_it(page: Page, document: Any) -> None:
             assert field in page.text
 
 
+def test_values_stand_there_as_callers_write_them(page: Page) -> None:
+    assert "None" not in page.text
+    assert "{'" not in page.text
+    assert '{"C": "LA", "O": "ກະຊວງການເງິນ", "CN": "e-licence"}' in page.text
+    assert "one of aACompromise" in page.text  # every reason of a revocation
+
+
 def test_hostile_words_stay_words(document: Any) -> None:
     evil = '<script>alert("1")</script>`<b>`'
     hostile = copy.deepcopy(document)

@@ -50,6 +50,13 @@ def test_every_route_is_described_and_no_other(document: Any) -> None:
     }
 
 
+def test_times_are_times_and_words_have_no_indentation(document: Any) -> None:
+    schemas = document["components"]["schemas"]
+    assert schemas["Certificate"]["properties"]["not_after"]["format"] == "date-time"
+    assert schemas["Batch"]["properties"]["finished_at"]["anyOf"][0]["format"] == "date-time"
+    assert not [name for name, schema in schemas.items() if "\n " in schema["description"]]
+
+
 def test_filters_are_those_of_the_search(document: Any) -> None:
     search = document["paths"]["/v1/certificates"]["get"]
     assert {parameter["name"] for parameter in search["parameters"]} == FILTERS

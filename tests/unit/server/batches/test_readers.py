@@ -182,6 +182,14 @@ def test_the_last_line_needs_no_end_and_empty_lines_are_nothing() -> None:
     assert read_every_way(CsvReader, b"\n\ncsr\n\nx\n\ny") == [{"csr": "x"}, {"csr": "y"}]
 
 
+def test_empty_columns_at_the_end_are_nothing() -> None:
+    """Excel writes them for cells that once held something, to the end of the file or not."""
+    assert read_every_way(CsvReader, b"csr;O;;\nx;y; ;\nz;;\n") == [
+        {"csr": "x", "subject": {"O": "y"}},
+        {"csr": "z"},
+    ]
+
+
 @given(
     rows=st.lists(
         st.fixed_dictionaries({
@@ -223,6 +231,10 @@ def test_csv_survives_the_round_trip(rows: Rows, separator: str, encoding: str, 
         (b"csr\nx\n\xe0\xba", "body", "row 2: not UTF-8"),
         (b"\xff\xfec\x00s\x00r\x00\n\x00x", "body", "not UTF-16"),
         (b"csr\rx\ry\n", "body", "new-line"),
+        (b"csr;;O\nx;;y\n", "", "no column ''"),
+        (b"csr;O;\nx;y;z\n", "body", "row 1: 3 cells, but the header has 2"),
+        (b"PK\x03\x04\x14\x00", "body", "this is a workbook"),
+        (b"\xd0\xcf\x11\xe0\xa1", "body", "this is a workbook"),
     ],
 )
 def test_a_broken_csv_names_row_or_column_and_remedy(data: bytes, field: str, words: str) -> None:

@@ -14,6 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from pkix.asked import AskedNames
+from pkix.attributes import subject_text
 from pkix.crl import RevocationReason
 from pkix.issuer import Issuer
 from pkix.names import SerialNumber, serial_hex
@@ -164,7 +165,7 @@ class RestApi:
             serial=serial_hex(issued.serial),
             status="good",
             profile=issued.profile,
-            subject=read.subject.rfc4514_string(),
+            subject=subject_text(read.subject),
             dns_names=_dns_names(read),
             not_before=issued.not_before,
             not_after=issued.not_after,

@@ -84,6 +84,7 @@ BY_NAME: dict[str, AttributeType] = {kind.name: kind for kind in _TYPES}
 
 BY_OID: dict[x509.ObjectIdentifier, AttributeType] = {kind.oid: kind for kind in _TYPES}
 
+_TOLD = {kind.oid: kind.name for kind in _TYPES}
 _PRINTABLE_FORM = (_PRINTABLE, "a PrintableString", "use A to Z, a to z, digits, blanks and '()+,-./:=?")
 _OID_DER = {kind.oid: _oid_der(kind.oid) for kind in _TYPES}
 _FORMS: dict[str, tuple[re.Pattern[str], str, str]] = {
@@ -93,6 +94,11 @@ _FORMS: dict[str, tuple[re.Pattern[str], str, str]] = {
     "serialNumber": _PRINTABLE_FORM,
     "dnQualifier": _PRINTABLE_FORM,
 }
+
+
+def subject_text(name: x509.Name) -> str:
+    """Return a name as RFC 4514 writes it, each attribute called as in requests and profiles, not by its OID."""
+    return name.rfc4514_string(_TOLD)
 
 
 def normalised(text: str) -> str:

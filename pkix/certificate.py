@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from cryptography import x509
 
 from pkix.algorithms import SignatureAlgorithm, SigningPublicKey, signature_algorithm
+from pkix.attributes import subject_text
 from pkix.errors import LintError
 from pkix.issuer import Issuer
 from pkix.keys import SubjectPublicKey
@@ -99,7 +100,7 @@ def prepare_certificate(
         tbs=tbs,
         tbs_sha256=hashlib.sha256(tbs).digest(),
         spki_sha256=spki_sha256,
-        subject=names.subject.rfc4514_string(),
+        subject=subject_text(names.subject),
         names=names,
         not_before=validity.not_before,
         not_after=validity.not_after,

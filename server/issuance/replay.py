@@ -8,6 +8,7 @@ from cryptography import x509
 from sqlalchemy import ColumnElement, func, select
 
 from pkix.asked import AskedNames
+from pkix.attributes import subject_text
 from pkix.certificate import ONE_SECOND, choose_validity, prepare_certificate
 from pkix.csr import CertificationRequest, parse_csr
 from pkix.errors import LintError, RequesterError
@@ -164,7 +165,7 @@ def _lifetime(certificate: x509.Certificate) -> dt.timedelta:
 
 def _changes(old: x509.Certificate, new: x509.Certificate) -> Iterator[Change]:
     if old.subject.public_bytes() != new.subject.public_bytes():
-        yield Change(what="subject", before=old.subject.rfc4514_string(), after=new.subject.rfc4514_string())
+        yield Change(what="subject", before=subject_text(old.subject), after=subject_text(new.subject))
     if _lifetime(old) != _lifetime(new):
         yield Change(what="validity", before=_days(old), after=_days(new))
     before = {extension.oid: extension for extension in old.extensions}

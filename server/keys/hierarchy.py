@@ -15,7 +15,7 @@ from cryptography.x509.oid import NameOID
 from sqlalchemy import Select, insert, select, update
 
 from pkix.algorithms import KeyAlgorithm, SigningPublicKey, signature_algorithm
-from pkix.attributes import normalised
+from pkix.attributes import normalised, subject_text
 from pkix.certificate import Validity, choose_validity, prepare_ca_certificate, prepare_certificate
 from pkix.csr import bounds_in_characters
 from pkix.errors import LintError
@@ -276,7 +276,7 @@ def _facts(
         "profile": profile,
         "client": "certmill",
         "request_id": "-",
-        "subject": subject.rfc4514_string(),
+        "subject": subject_text(subject),
         "dns_names": [],
         "tbs_sha256": hashlib.sha256(tbs).digest(),
         "spki_sha256": spki_sha256,

@@ -8,6 +8,7 @@ from functools import partial
 from cryptography import x509
 from cryptography.x509.oid import ExtensionOID
 
+from pkix.attributes import subject_text
 from pkix.csr import CertificationRequest, bounds_in_characters
 from pkix.profile import Profile
 from pkix.profile_rules import Source
@@ -38,7 +39,7 @@ def require_same(request: CertificationRequest, old: CertificateNames) -> None:
     if request.subject.rdns and _attributes(request.subject) != _attributes(old.subject):
         raise _refused(
             "the CSR has another subject than the certificate",
-            remedy=f"leave the subject empty, or write {old.subject.rfc4514_string()[:200]}",
+            remedy=f"leave the subject empty, or write {subject_text(old.subject)[:200]}",
         )
     asked = _alternative_names(csr.extensions)
     if asked is not None and _general_names(asked) != _texts(old):

@@ -198,7 +198,7 @@ def test_names_stand_in_json_where_the_profile_takes_them_from_there(running: Ru
     body: dict[str, object] = {"profile": "government-position", "csr": csr, "subject": subject}
     reply = running.api("POST", "/v1/certificates", {**body, "names": {"email": ["office@Example.LA"]}})
     assert reply.status == 201
-    assert reply.json["subject"] == "CN=ຫົວໜ້າກົມ,2.5.4.12=ຫົວໜ້າ,OU=ກົມ 2,OU=ກົມ 1,O=ກະຊວງການເງິນ,C=LA"
+    assert reply.json["subject"] == "CN=ຫົວໜ້າກົມ,title=ຫົວໜ້າ,OU=ກົມ 2,OU=ກົມ 1,O=ກະຊວງການເງິນ,C=LA"
     reply = running.api("POST", "/v1/certificates", {**body, "names": {"dns": ["a.gov"]}})
     assert (reply.status, reply.json["field"]) == (422, "names.dns")
     reply = running.api("POST", "/v1/certificates", {**body, "names": {"mail": ["a@a.la"]}})

@@ -15,7 +15,7 @@ run: $(VENV)/.run ## install what is needed, initialise ./var once, serve until 
 	@exec $(BIN)/certmill serve
 
 test: $(VENV)/.dev ## install what is needed, run every test with the coverage gates
-	@deploy/bootstrap softhsm gcc java nss postgresql strace
+	@deploy/bootstrap softhsm gcc guide java nss postgresql strace
 	@deploy/coverage-gate $(BIN)/python
 
 check: $(VENV)/.dev ## format, lint, types, import contracts, file sizes

@@ -4,7 +4,8 @@
 # CERTMILL_CLIENT_URL, _CERTIFICATE, _KEY and _CA say where and as whom. Exit code 0: here it is; 1: refused, the
 # problem stands on standard error; 75: try later, with the same command.
 set -eu
-profile=$1 csr=$2 out=$3
+usage="usage: issue.sh PROFILE REQUEST.csr CERTIFICATE.pem"
+profile=${1:?$usage} csr=${2:?$usage} out=${3:?$usage}
 
 # One key for one certificate. It is kept until the certificate is here, so that whoever runs this again after
 # whatever happened gets the same certificate, never a second one.

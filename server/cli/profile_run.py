@@ -187,6 +187,7 @@ def _summary(file: ProfileFile, activated_at: int | None) -> dict[str, object]:
         "family": p.family,
         "internal": p.internal,
         "days": p.validity.days,
+        "days_today": p.longest(utc_now()).days,
         "maximum": p.maximum.value,
         "lint": p.lint,
         "linter": p.linter,
@@ -196,13 +197,13 @@ def _summary(file: ProfileFile, activated_at: int | None) -> dict[str, object]:
 
 
 def _table(rows: Sequence[dict[str, object]]) -> Table:
-    table = Table("profile", "family", "for", "days", "linter", "from", "active since")
+    table = Table("profile", "family", "for", "days today", "linter", "from", "active since")
     for row in rows:
         table.add_row(
             str(row["profile"]),
             str(row["family"]),
             str(row["title"]),
-            str(row["days"]),
+            str(row["days_today"]),
             f"{row['linter']}, {row['lint']}",
             str(row["origin"]),
             str(row["activated_at"])[:10] if row["activated_at"] else "the next start",

@@ -298,6 +298,8 @@ def test_the_commands_on_profiles(
     listed = {one["profile"]: one for one in json.loads(capsys.readouterr().out)["profiles"]}
     assert listed["tls-client@3"]["origin"] == str(path)
     assert listed["tls-client@3"]["activated_at"]
+    public = listed["tls-server-public@1"]
+    assert (public["days"], public["days_today"] < 200) == (200, True)  # a day below the maximum of its date
     assert profile_run.list_profiles(as_json=False) == 0
     assert "tls-client@3" in capsys.readouterr().out
 

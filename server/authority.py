@@ -25,8 +25,8 @@ from server.enrol.rest import RestApi
 from server.errors import ServerError
 from server.home import Home, exclusive, write_file
 from server.issuance.catalogue import Catalogue
-from server.keys.certified import require_known_ca
 from server.keys.hierarchy import ISSUING, OCSP
+from server.keys.known_ca import require_known_ca
 from server.keys.token import prepare_token
 from server.milestones import Milestones, unwatched
 from server.notify import notify

@@ -16,11 +16,11 @@ from sqlalchemy import Connection, Select, inspect, select
 from sqlalchemy.dialects import sqlite
 
 from server.auth.clients import CERTMILL
-from server.errors import ConfigError, StorageError
+from server.errors import StorageError
 from server.home import Home, write_file
 from server.issuance.profile_files import OCSP_RESPONDER
 from server.storage.blocking import blocking
-from server.storage.place import Place, PostgresPlace, SqlitePlace, no_database
+from server.storage.place import Place, PostgresPlace, SqlitePlace
 from server.storage.schema import State, certificates, issuers
 
 
@@ -30,20 +30,10 @@ def certified_keys(home: Home, place: Place | None = None) -> dict[str, bytes]:
     Empty before `certmill init`. Raises `StorageError`.
     """
     try:
-        rows = _rows(home, place, select(issuers.c.key_label, issuers.c.certificate_der))
+        rows = rows_of(home, place, select(issuers.c.key_label, issuers.c.certificate_der))
         return {name: _spki_der(der) for name, der in rows}
     except ValueError as error:
         raise StorageError(f"{place or SqlitePlace(home.database)}: {error}") from None
-
-
-def require_known_ca(home: Home, place: Place) -> None:
-    """Refuse a database that does not know the CA which this home has had. Changes nothing.
-
-    A start would make a second CA with the same keys, and publish CRLs without one of the revocations.
-    Raises `ConfigError` or `StorageError`.
-    """
-    if any(path.exists() for path in home.traces_of_a_ca) and not certified_keys(home, place):
-        raise ConfigError(no_database(home, place))
 
 
 def expected_keys(home: Home, place: Place | None = None, *, issuer: str, responder: str) -> dict[str, bytes]:
@@ -102,11 +92,14 @@ def _responder_sha256(home: Home, place: Place | None, issuer: str) -> bytes | N
         .order_by(c.id.desc())
         .limit(1)
     )
-    return next((sha256 for (sha256,) in _rows(home, place, query)), None)
+    return next((sha256 for (sha256,) in rows_of(home, place, query)), None)
 
 
-def _rows(home: Home, place: Place | None, query: Select[Any]) -> Sequence[tuple[Any, ...]]:
-    """Return what the query finds; nothing if database or tables are not there yet. Raises `StorageError`."""
+def rows_of(home: Home, place: Place | None, query: Select[Any]) -> Sequence[tuple[Any, ...]]:
+    """Return what the query finds; nothing if database or tables are not there yet. Raises `StorageError`.
+
+    Makes nothing, and needs no lock on the home.
+    """
     if isinstance(place, PostgresPlace):
         return blocking(place, lambda connection: _found(connection, query))
     if not home.database.exists():

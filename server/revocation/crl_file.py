@@ -20,3 +20,13 @@ def publish_file(path: Path, number: int, crl_der: bytes) -> None:
     """Replace the file, unless a CRL with a higher number stands there: another authority was faster."""
     if published_number(path) <= number:
         write_file(path, crl_der)
+
+
+def older_than_published(place: object, label: str, published: int, known: int) -> str:
+    """Say what to do about a database that was put back without `certmill db restore`."""
+    return (
+        f"{place} is older than what was published: it knows CRLs of {label} up to number {known}, and number "
+        f"{published} is in public/crl. It was put back by hand, and would take revocations back. Put it back so "
+        "that those of the published CRLs are done again: `certmill db backup FILE`, then `certmill db restore "
+        "FILE --overwrite` (docs/operating.md, Restore)"
+    )

@@ -23,10 +23,10 @@ from pkix.names import SerialNumber
 from pkix.unsigned import assemble
 from server.audit.log import AuditEntry, append
 from server.clock import APART_S, epoch, from_epoch
-from server.errors import ServerError
+from server.errors import ServerError, StorageError
 from server.ground import Ground
 from server.milestones import Step
-from server.revocation.crl_file import publish_file, published_number
+from server.revocation.crl_file import older_than_published, publish_file, published_number
 from server.storage.schema import State, certificates, crls, issuers
 from signer_pool.errors import SignerPoolError
 from signer_pool.pool import Priority, SignerPool
@@ -136,7 +136,7 @@ class CrlPublisher:
         if latest is not None and published < latest[0] and self._database.shared:
             published = await self._follow(latest[0])
         if latest is None or not published or published > latest[0]:
-            return self._clock()  # published > latest: the database is a restored one
+            return self._clock()  # published > latest: the database is an older one, and `_reserve` says so
         number, this_update, next_update, entries = latest
         self._measure(number, next_update, entries)
         if this_update > epoch(self._clock()) + APART_S:
@@ -184,13 +184,16 @@ class CrlPublisher:
 
     async def _reserve(self, this_update: int, next_update: int) -> tuple[int, list[RevokedEntry]]:
         """Take the next number, and then what is revoked: together, where others publish too."""
-        published = await self._on_disk(published_number, self._path)  # is above ours in a restored database
+        published = await self._on_disk(published_number, self._path)
         async with self._database.write() as connection:
             await connection.execute(
                 select(issuers.c.label).where(issuers.c.label == self._label).with_for_update()
             )
             highest = select(func.coalesce(func.max(crls.c.number), 0)).where(crls.c.issuer == self._label)
-            number = max(int((await connection.execute(highest)).scalar_one()), published) + 1
+            known = int((await connection.execute(highest)).scalar_one())
+            if published > known:  # one without its last transactions took its place while we run
+                raise StorageError(older_than_published(self._database.place, self._label, published, known))
+            number = known + 1
             row = {
                 "issuer": self._label,
                 "number": number,

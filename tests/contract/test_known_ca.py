@@ -7,7 +7,7 @@ from sqlalchemy import Connection, insert
 
 from server.errors import ConfigError
 from server.home import Home
-from server.keys.certified import require_known_ca
+from server.keys.known_ca import require_known_ca
 from server.storage.blocking import blocking
 from server.storage.place import Place
 from server.storage.schema import issuers

@@ -19,12 +19,12 @@ from ocsp.store import Status
 from pkix.crl import RevocationReason
 from pkix.names import SerialNumber, serial_hex
 from server.config import Config
-from server.errors import Conflict, InvalidRequest, StorageError
+from server.errors import ConfigError, Conflict, InvalidRequest, StorageError
 from server.revocation.crl_file import publish_file, published_number
 from server.storage.backup import back_up
 from server.storage.check import check_database
 from server.storage.pg_tools import run_tool
-from server.storage.place import place_of
+from server.storage.place import Place, PostgresPlace, place_of
 from server.storage.restore import restore
 from server.storage.schema import audit_log, certificates, crls, ocsp_responses
 from tests.contract.test_database_contract import certificate
@@ -147,6 +147,45 @@ async def test_an_overwritten_database_is_kept_and_its_own_crls_are_heeded(tmp_p
     found = {one["check"]: one for one in report["checks"] if not one["ok"]}
     assert found.keys() == {"response-store"}
     assert found["response-store"]["examples"] == [serial_hex(ghost)], "answered for, and unknown"
+
+
+def put_back_by_hand(place: Place, backup: Path) -> None:
+    if isinstance(place, PostgresPlace):
+        run_tool("pg_restore", ["--clean", "--if-exists", str(backup)], place)
+        return
+    for file in place.path.parent.glob(f"{place.path.name}*"):
+        file.unlink()
+    shutil.copy(backup, place.path)
+
+
+async def test_a_database_that_was_put_back_by_hand_takes_no_revocation_back(
+    kind: Kind, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """A copied file, a snapshot, a standby without the last transactions: the next CRL would forget."""
+    config = await asyncio.to_thread(make_config, tmp_path / "home", kind, request)
+    prepared = await asyncio.to_thread(prepare, config)
+    place = await asyncio.to_thread(place_of, config)
+    path = config.home / "public/crl/issuing.crl"
+    async with authority(prepared, MovableClock()) as parts:
+        revoked = (await parts.issuance.issue(order())).serial
+        await asyncio.to_thread(back_up, place, tmp_path / "backup", nobody_looks)
+        await parts.revocation.revoke(revoked, RevocationReason.SUPERSEDED, client="ministry", request_id="r")
+        await parts.crl_publishers[1].publish()
+    published = path.read_bytes()
+    await asyncio.to_thread(put_back_by_hand, place, tmp_path / "backup")
+    with pytest.raises(ConfigError, match="older than what was published") as refused:
+        await asyncio.to_thread(prepare, config)
+    assert "certmill db restore FILE --overwrite" in str(refused.value)
+    async with authority(prepared, MovableClock()) as parts:  # it happened while one runs
+        with pytest.raises(StorageError, match="older than what was published"):
+            await parts.crl_publishers[1].publish()
+    assert path.read_bytes() == published
+    restored = await asyncio.to_thread(db, config, "restore", str(tmp_path / "backup"), "--overwrite")
+    assert restored["revoked_again"] == 1
+    again = await asyncio.to_thread(prepare, config)
+    async with authority(again, MovableClock()) as parts:
+        assert await stored_status(parts, revoked) is Status.REVOKED
+        assert [one.serial_number for one in x509.load_der_x509_crl(path.read_bytes())] == [revoked]
 
 
 async def test_check_finds_each_thing_that_is_wrong(

@@ -137,7 +137,10 @@ class WorkerPool(Generic[P, Q, A]):
         finally:
             for keeper in self._keepers:
                 keeper.cancel()
-            await self._group.__aexit__(kind, error, trace)
+            if isinstance(error, asyncio.CancelledError):  # perhaps by the group itself
+                await self._group.__aexit__(kind, error, trace)
+            else:  # not to be wrapped into a group
+                await self._group.__aexit__(None, None, None)
             self._refuse_all("certmill stops")
 
     async def request(self, request: Q, *, bulk: bool = False) -> A:

@@ -201,6 +201,12 @@ async def test_a_deadline_that_is_missed_replaces_the_process(
     assert metrics.lint_worker_restarts.labels("deadline")._value.get() == 1
 
 
+async def test_an_error_of_whoever_uses_the_pool_is_that_error_and_no_group(opened: Opener) -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with opened():
+            raise ZeroDivisionError
+
+
 def test_frames_that_are_none_are_refused() -> None:
     with pytest.raises(FrameError):
         decode_frame(b"\xc0", Linted)

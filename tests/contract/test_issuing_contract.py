@@ -124,11 +124,10 @@ async def test_a_batch_whose_intent_was_closed_meanwhile_releases_nothing(
     ) == [(0,)]
 
 
+@pytest.mark.parametrize("prepared", ["postgresql"], indirect=True)  # nobody else is on SQLite
 async def test_a_key_that_another_authority_has_is_waited_for(
     parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not parts.database.shared:
-        pytest.skip("nobody else is on SQLite")
     monkeypatch.setattr(idempotency, "PATIENCE_S", 1.0)
     await add_intent(parts, "b1", owner=OTHER, key="busy")
     with pytest.raises(Overloaded, match="still working on this Idempotency-Key") as busy:

@@ -103,8 +103,9 @@ def test_nss_opens_and_verifies_all(files: list[Path]) -> None:
 
 
 def serial_number(path: Path) -> str:
+    """Return the octets of the INTEGER, as certutil shows them: with a zero before a first one of 0x80 and more."""
     number = x509.load_der_x509_certificate(path.read_bytes()).serial_number
-    return number.to_bytes((number.bit_length() + 7) // 8, "big").hex(":")
+    return number.to_bytes(number.bit_length() // 8 + 1, "big").hex(":")
 
 
 def run(*command: str) -> str:
